@@ -1,0 +1,56 @@
+"""Low-rank matrix completion by linear recursive feature machines (lin-RFM), compiled.
+
+The public names load on first use, so that ``import fastrfm`` and ``fastrfm --help`` cost little.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastrfm.estimators import MatrixCompletion as MatrixCompletion
+    from fastrfm.observations import Observations as Observations
+    from fastrfm.results import CompletionResult as CompletionResult
+    from fastrfm.results import Offsets as Offsets
+    from fastrfm.solvers.completion import complete as complete
+    from fastrfm.store import open_observations as open_observations
+    from fastrfm.store import read_result as read_result
+    from fastrfm.store import write_observations as write_observations
+    from fastrfm.store import write_result as write_result
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "CompletionResult": "fastrfm.results",
+    "MatrixCompletion": "fastrfm.estimators",
+    "Observations": "fastrfm.observations",
+    "Offsets": "fastrfm.results",
+    "complete": "fastrfm.solvers.completion",
+    "open_observations": "fastrfm.store",
+    "read_result": "fastrfm.store",
+    "write_observations": "fastrfm.store",
+    "write_result": "fastrfm.store",
+}
+
+__all__ = [
+    "CompletionResult",
+    "MatrixCompletion",
+    "Observations",
+    "Offsets",
+    "complete",
+    "open_observations",
+    "read_result",
+    "write_observations",
+    "write_result",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'fastrfm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,67 @@
+"""The ``fastrfm`` command: one group, one file for each subcommand, no maths.
+
+A subcommand's module loads when it is called, and loads numpy, numba and h5py only when it runs, so that ``--help``
+answers at once. Errors raised on purpose become one line and an exit code here, for all subcommands alike:
+0 done, 1 failure, 2 usage, 3 not converged (the output is written).
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import click
+
+from fastrfm import __version__
+from fastrfm.errors import FastrfmError
+
+EXIT_FAILURE = 1
+EXIT_NOT_CONVERGED = 3
+ITERATION_KEY = "fastrfm.iteration"  # in the context's meta: the last iteration that was finished
+
+# First lines of the subcommands' help, kept here so that ``fastrfm --help`` need not load them.
+COMMANDS = {
+    "convert": "Turn a file of observations into HDF5.",
+    "info": "Say what a file holds.",
+    "complete": "Complete a matrix and write the result as HDF5.",
+    "predict": "Predict the values of row and column pairs from a result.",
+    "evaluate": "Measure the error on held-out entries over repeated random splits.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group that loads a subcommand when it is asked for and reports errors raised on purpose in one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"fastrfm.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FastrfmError as error:
+            click.echo(f"Error: {error}", err=True)
+        except KeyboardInterrupt:
+            iteration = ctx.meta.get(ITERATION_KEY)
+            where = "" if iteration is None else f" after iteration {iteration}"
+            click.echo(f"Stopped by Ctrl-C{where}: nothing was written", err=True)
+        ctx.exit(EXIT_FAILURE)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="fastrfm")
+def main() -> None:
+    """Complete low-rank matrices with linear recursive feature machines.
+
+    A file of observations is csv, tsv, npy, npz, Matrix Market (all of them also as gz) or HDF5. Exit codes: 0 done,
+    1 failure, 2 wrong usage, 3 not converged (the output is written all the same).
+    """

@@ -1,0 +1,164 @@
+"""What the subcommands share: solver options, a progress bar, aligned report lines.
+
+Defaults and choices come from ``CompletionOptions``; nothing heavy is imported before a subcommand runs.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fastrfm.cli import ITERATION_KEY
+from fastrfm.errors import InputError, NotConvergedWarning
+from fastrfm.options import DEVICES, EXACT_TOL, METHODS, NOISY_TOL, SMOOTHING_RULES, CompletionOptions
+
+if TYPE_CHECKING:
+    from click._termui_impl import ProgressBar
+
+    from fastrfm.observations import Observations
+    from fastrfm.results import CompletionResult
+    from fastrfm.solvers.monitor import Iteration
+
+_DEFAULT = CompletionOptions()
+_BAR_STEPS = 1000
+
+_SOLVER_OPTIONS = (
+    click.option("--method", type=click.Choice(METHODS), default=_DEFAULT.method, show_default=True, help="Algorithm."),
+    click.option("--rank", type=int, default=_DEFAULT.rank, help="Largest rank. [default: the data decide]"),
+    click.option(
+        "--agop-power",
+        type=float,
+        default=_DEFAULT.agop_power,
+        show_default=True,
+        help="Power of the AGOP: the larger, the lower the rank. The penalty is Schatten-p, p = 2 - 4 power.",
+    ),
+    click.option(
+        "--ridge",
+        type=float,
+        default=_DEFAULT.ridge,
+        show_default=True,
+        help="Weight of the penalty; 0 reproduces the observed values, noisy data want more.",
+    ),
+    click.option(
+        "--offsets/--no-offsets",
+        default=_DEFAULT.offsets,
+        show_default=True,
+        help="Fit mean, row and column offsets first and complete what is left.",
+    ),
+    click.option(
+        "--tol",
+        type=float,
+        default=_DEFAULT.tol,
+        help="Stop at this estimated relative distance to the limit. "
+        f"[default: {EXACT_TOL:g}, with ridge {NOISY_TOL:g}]",
+    ),
+    click.option("--max-iter", type=int, default=_DEFAULT.max_iter, show_default=True, help="Most iterations."),
+    click.option(
+        "--smoothing",
+        type=click.Choice(SMOOTHING_RULES),
+        default=_DEFAULT.smoothing,
+        show_default=True,
+        help="How the smoothing falls.",
+    ),
+    click.option("--threads", "n_threads", type=int, default=_DEFAULT.n_threads, help="Threads. [default: all]"),
+    click.option("--seed", "random_state", type=int, default=_DEFAULT.random_state, show_default=True, help="Seed."),
+    click.option("--device", type=click.Choice(DEVICES), default=_DEFAULT.device, show_default=True, help="Device."),
+)
+
+
+def solver_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of the solver to a subcommand; they arrive as one keyword, ``options``."""
+
+    def with_options(**arguments: Any) -> Any:
+        values = {name: arguments.pop(name) for name in asdict(_DEFAULT)}
+        try:
+            options = CompletionOptions(**values)
+        except InputError as error:
+            raise click.UsageError(str(error)) from None
+        return function(options=options, **arguments)
+
+    with_options.__doc__ = function.__doc__
+    with_options.__click_params__ = list(getattr(function, "__click_params__", ()))  # type: ignore[attr-defined]
+    decorated: Callable[..., Any] = with_options
+    for option in reversed(_SOLVER_OPTIONS):
+        decorated = option(decorated)
+    return decorated
+
+
+def complete_with_progress(
+    observations: Observations, options: CompletionOptions, *, label: str, quiet: bool
+) -> CompletionResult:
+    """Complete, with a progress bar on standard error if that is a terminal and `quiet` is false."""
+    from fastrfm.solvers.completion import complete
+
+    meta = click.get_current_context().meta
+    meta[ITERATION_KEY] = 0
+    bar: ProgressBar[Any] = click.progressbar(
+        length=_BAR_STEPS,
+        label=label,
+        file=sys.stderr,
+        hidden=quiet or not sys.stderr.isatty(),
+        show_eta=False,
+        update_min_steps=0,  # the iteration number moves on even where the bar does not
+        item_show_func=lambda seen: f"iteration {seen.iteration}, change {seen.change:.1e}" if seen else None,
+    )
+
+    def show(seen: Iteration) -> bool:
+        meta[ITERATION_KEY] = seen.iteration
+        bar.update(round(seen.progress * _BAR_STEPS) - bar.pos, seen)
+        return False
+
+    with warnings.catch_warnings(), bar:
+        warnings.simplefilter("ignore", NotConvergedWarning)  # the report and the exit code say so
+        return complete(observations, **asdict(options), callback=show)
+
+
+def stop_in_words(result: CompletionResult) -> str:
+    """Return why a completion ended, for people."""
+    tol, max_iter = result.options["tol"], result.options["max_iter"]
+    reasons = {
+        "converged": f"converged: the estimated distance to the limit is below tol = {tol:g}",
+        "max_iter": f"not converged: {max_iter} iterations (max-iter) came before tol = {tol:g}",
+        "callback": "stopped on request",
+    }
+    return reasons.get(result.stop_reason, result.stop_reason)
+
+
+def options_in_words(result: CompletionResult) -> str:
+    """Return the method and the options that shape the answer."""
+    used = result.options
+    parts = [str(used["method"]), f"agop-power {used['agop_power']:g}", f"ridge {used['ridge']:g}"]
+    if used["rank"] is not None:
+        parts.append(f"rank at most {used['rank']}")
+    parts += ["with offsets"] if used["offsets"] else []
+    if used["smoothing"] != _DEFAULT.smoothing:
+        parts.append(f"smoothing {used['smoothing']}")
+    return ", ".join(parts)
+
+
+def shape_in_words(shape: tuple[int, int]) -> str:
+    """Return ``3 rows x 4 columns``."""
+    return f"{count(shape[0], 'row')} x {count(shape[1], 'column')}"
+
+
+def share_in_words(n_observed: int, shape: tuple[int, int]) -> str:
+    """Return the share of observed entries in percent and their number."""
+    return f"{100 * n_observed / (shape[0] * shape[1]):.4g} % ({n_observed})"
+
+
+def count(number: int, noun: str) -> str:
+    """Return number and noun, the noun in the plural unless the number is 1."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def echo_report(lines: Iterable[tuple[str, Any]]) -> None:
+    """Print ``label: value`` lines with the values aligned."""
+    lines = list(lines)
+    width = max(len(label) for label, _ in lines) + 1
+    for label, value in lines:
+        click.echo(f"{label + ':':<{width}} {value}")

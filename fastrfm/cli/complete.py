@@ -1,0 +1,100 @@
+"""``fastrfm complete``: observations in, a completed matrix in factored form out, with a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fastrfm.cli import EXIT_NOT_CONVERGED
+from fastrfm.cli.common import (
+    complete_with_progress,
+    count,
+    echo_report,
+    options_in_words,
+    shape_in_words,
+    share_in_words,
+    solver_options,
+    stop_in_words,
+)
+from fastrfm.options import CompletionOptions
+
+if TYPE_CHECKING:
+    from fastrfm.observations import Observations
+    from fastrfm.results import CompletionResult
+
+
+@click.command("complete")
+@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="RESULT.h5", help="Result file."
+)
+@solver_options
+@click.option(
+    "--holdout",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="SHARE",
+    help="Leave out this share of the entries, at random, and report the error on them.",
+)
+@click.option("--force", is_flag=True, help="Replace RESULT.h5 if it exists.")
+@click.option("--quiet", is_flag=True, help="No progress bar and no report.")
+def command(
+    file: Path, output: Path, options: CompletionOptions, holdout: float | None, force: bool, quiet: bool
+) -> None:
+    """Complete a matrix and write the result as HDF5.
+
+    FILE is HDF5 or anything that convert reads. With --holdout the result is that of the entries that were kept.
+    Exit code 3 says that the iterations ran out before the tolerance was met; the result is written all the same.
+    """
+    from fastrfm.atomic import check_output
+    from fastrfm.readers import read_observations
+    from fastrfm.store import write_result
+
+    check_output(output, force=force)
+    observations = read_observations(file)
+    options.check_shape(observations.shape)
+    fitted, held_out = observations, None
+    if holdout is not None:
+        fitted, held_out = observations.split(holdout, random_state=options.random_state)
+    result = complete_with_progress(fitted, options, label="Completing", quiet=quiet)
+    write_result(output, result, force=force)
+    if not quiet:
+        lines = [
+            ("file", f"{file}, {shape_in_words(observations.shape)}"),
+            ("observed", share_in_words(observations.n_observed, observations.shape)),
+            *_fit_lines(result),
+            *(_held_out_lines(fitted, held_out, result) if held_out is not None else ()),
+            ("time", f"{result.seconds:.3g} s"),
+            ("result", f"{output}{'' if held_out is None else ', fitted without the held-out entries'}"),
+        ]
+        echo_report(lines)
+    if result.stop_reason == "max_iter":
+        click.echo("Not converged: raise --max-iter or --tol", err=True)
+        click.get_current_context().exit(EXIT_NOT_CONVERGED)
+
+
+def _fit_lines(result: CompletionResult) -> list[tuple[str, Any]]:
+    empty = f"{count(result.n_empty_rows, 'row')}, {count(result.n_empty_cols, 'column')}"
+    return [
+        ("fitted entries", result.n_observed),
+        ("without observations", empty),
+        ("method", options_in_words(result)),
+        ("rank found", result.rank),
+        ("iterations", result.n_iter),
+        ("stopped", stop_in_words(result)),
+        ("RMSE on fitted entries", f"{result.masked_rmse:.6g}"),
+    ]
+
+
+def _held_out_lines(fitted: Observations, held_out: Observations, result: CompletionResult) -> list[tuple[str, Any]]:
+    from fastrfm.metrics import rmse
+    from fastrfm.solvers.offsets import fit_offsets
+
+    rows, cols, values = held_out.to_coo()
+    error = rmse(result.predict(rows, cols), values)
+    error_of_means = rmse(fit_offsets(fitted).at(rows, cols), values)
+    return [
+        ("RMSE on held-out entries", f"{error:.6g} ({values.size} entries)"),
+        ("the same of row-and-column means", f"{error_of_means:.6g}"),
+    ]

@@ -1,0 +1,46 @@
+"""Every error and warning that fastrfm raises on purpose.
+
+First layer of the package: imports nothing of it. Each error also derives from the built-in exception that a
+Python programmer would catch. Messages name what is wrong, the value got, the value wanted and what to do.
+"""
+
+
+class FastrfmError(Exception):
+    """Base of all errors raised on purpose; the command turns it into one line and exit code 1."""
+
+
+class InputError(FastrfmError, ValueError):
+    """The numbers or options given cannot be used (shape, range, NaN, duplicates, ...)."""
+
+
+class FileFormatError(FastrfmError, ValueError):
+    """A file exists but is not what fastrfm can read (not HDF5, truncated, wrong version, missing dataset)."""
+
+
+class MissingFileError(FastrfmError, FileNotFoundError):
+    """A file named by the caller does not exist."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else "file not found"
+
+
+class OutputExistsError(FastrfmError, FileExistsError):
+    """The output exists already and overwriting was not asked for."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else "output exists"
+
+
+class WriteError(FastrfmError, OSError):
+    """Writing failed (disk full, no permission); whatever was at the destination before is untouched."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else "writing failed"
+
+
+class NotFittedError(FastrfmError, ValueError, AttributeError):
+    """An estimator was asked for an answer before ``fit``."""
+
+
+class NotConvergedWarning(UserWarning):
+    """The iteration limit came before the tolerance; the result is usable and its ``stop_reason`` says so."""

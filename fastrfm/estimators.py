@@ -1,0 +1,401 @@
+"""``MatrixCompletion``: the solvers behind scikit-learn's conventions, with or without scikit-learn installed.
+
+Flow: a table with gaps -> ``Observations`` -> ``complete`` -> attributes ending in ``_``; new rows go through
+``solvers.new_rows``. scikit-learn is imported only when it asks for its tags, so nothing here needs it. Not here:
+iterations and row solves (``solvers``), choice of options by hold-out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+
+from fastrfm._numba import check_thread_count, thread_limit
+from fastrfm.errors import InputError, NotFittedError
+from fastrfm.observations import Observations
+from fastrfm.options import CompletionOptions
+from fastrfm.results import CompletionResult
+from fastrfm.solvers.completion import complete
+from fastrfm.solvers.new_rows import complete_rows, fitted_columns
+
+SCORE_SHARE = 0.2  # of the observed entries that ``score`` hides
+_PARAMETERS = tuple(option.name for option in fields(CompletionOptions))
+
+
+class MatrixCompletion:
+    """Fill the gaps of a table by low-rank completion (lin-RFM); a scikit-learn transformer.
+
+    Parameters
+    ----------
+    rank, method, agop_power, ridge, offsets, tol, max_iter, smoothing, random_state, n_threads, device
+        See :class:`fastrfm.options.CompletionOptions`. They are checked by :meth:`fit`.
+
+    Attributes
+    ----------
+    result_ : CompletionResult
+        Everything about the fit.
+    left_, right_ : (n_rows, k) and (n_features, k) float64
+        Factors of the fitted estimate; see :class:`fastrfm.results.CompletionResult`.
+    offsets_ : Offsets or None
+    rank_, n_iter_, n_features_in_ : int
+    stop_reason_ : str
+    singular_values_ : (rank_,) float64
+        In the data's unit.
+    column_means_ : (n_features,) float64
+        Means of the observed entries; the overall mean for a column without any. In the data's unit.
+    feature_names_in_ : (n_features,) object array of str
+        Only if the fitted table named its columns.
+
+    Notes
+    -----
+    Tables are 2-D arrays with NaN for missing, data frames, scipy.sparse matrices (every stored entry is observed,
+    stored zeros too) or :class:`fastrfm.Observations`. They are never changed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> table = np.outer([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 4.0])
+    >>> table[0, 2] = table[3, 0] = np.nan
+    >>> model = MatrixCompletion()
+    >>> model.fit_transform(table)[[0, 3], [2, 0]].round(4).tolist()
+    [4.0, 4.0]
+    >>> model.transform([[5.0, np.nan, np.nan]]).round(4).tolist()
+    [[5.0, 10.0, 20.0]]
+    """
+
+    def __init__(
+        self,
+        rank: int | None = CompletionOptions.rank,
+        *,
+        method: str = CompletionOptions.method,
+        agop_power: float = CompletionOptions.agop_power,
+        ridge: float = CompletionOptions.ridge,
+        offsets: bool = CompletionOptions.offsets,
+        tol: float | None = CompletionOptions.tol,
+        max_iter: int = CompletionOptions.max_iter,
+        smoothing: str = CompletionOptions.smoothing,
+        random_state: int = CompletionOptions.random_state,
+        n_threads: int | None = CompletionOptions.n_threads,
+        device: str = CompletionOptions.device,
+    ) -> None:
+        self.rank = rank
+        self.method = method
+        self.agop_power = agop_power
+        self.ridge = ridge
+        self.offsets = offsets
+        self.tol = tol
+        self.max_iter = max_iter
+        self.smoothing = smoothing
+        self.random_state = random_state
+        self.n_threads = n_threads
+        self.device = device
+
+    # --- fitting ----------------------------------------------------------------------------------------------
+
+    def fit(self, X: Any, y: Any = None) -> MatrixCompletion:
+        """Complete the table `X` and return the estimator itself.
+
+        Parameters
+        ----------
+        X : (n_rows, n_features) table
+            See the class's notes. A data frame's index becomes ``result_.row_names``.
+        y : ignored
+
+        Raises
+        ------
+        InputError
+            If `X` has no observation, holds infinities or is not a 2-D table, or if a parameter is out of its range.
+
+        Warns
+        -----
+        NotConvergedWarning
+            If `max_iter` came before `tol`.
+        """
+        self._fit(_observe(X))
+        return self
+
+    def _fit(self, observations: Observations) -> None:
+        result = complete(observations, **self.get_params())
+        self._fitted_columns = fitted_columns(observations, result.offsets)
+        self.result_ = result
+        self.left_, self.right_, self.offsets_ = result.left, result.right, result.offsets
+        self.rank_, self.n_iter_, self.stop_reason_ = result.rank, result.n_iter, result.stop_reason
+        self.singular_values_ = result.singular_values
+        self.n_features_in_ = observations.n_cols
+        self.column_means_ = self._fitted_columns.means
+        self.__dict__.pop("feature_names_in_", None)
+        if observations.col_names is not None:
+            self.feature_names_in_ = observations.col_names
+
+    def fit_transform(self, X: Any, y: Any = None) -> np.ndarray:
+        """Complete the table `X`: observed entries stay as given, missing ones get the estimate.
+
+        Parameters
+        ----------
+        X, y
+            As for :meth:`fit`.
+
+        Returns
+        -------
+        (n_rows, n_features) float64
+            ``result_.to_dense()`` is the estimate at the observed entries too.
+
+        Raises
+        ------
+        InputError
+            As :meth:`fit`.
+        """
+        observations = _observe(X)
+        self._fit(observations)
+        return _impute(self.result_, observations)
+
+    # --- new rows ---------------------------------------------------------------------------------------------
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Complete new rows without refitting: observed entries stay as given, missing ones get the estimate.
+
+        Parameters
+        ----------
+        X : (n_new_rows, n_features_in_) table
+            See the class's notes. Rows without any observation are welcome.
+
+        Returns
+        -------
+        (n_new_rows, n_features_in_) float64
+
+        Raises
+        ------
+        NotFittedError
+            Before :meth:`fit`.
+        InputError
+            If `X` has another number of columns or other column names than the fitted table, or is unusable.
+
+        Notes
+        -----
+        Each row is the ridge regression of its observed entries on the first `rank_` columns of `right_`; with
+        ``ridge=0`` least squares, and where entries are too few for that the solution of least Σ c_j²/d_j, which the
+        solver's own rows tend to as ε fades. With offsets, the row's offset is estimated first, with the shrinkage
+        of the fitted rows. What the data cannot tell is filled in as :meth:`fit` does: a row with no entry in any
+        fitted column gets `column_means_` (with offsets: mean + column offsets), a column that was empty in the fitted
+        table gets the mean of the new row's entries (with offsets: mean + row offset).
+
+        Rows of the fitted table come out as :meth:`fit_transform` gives them as far as the fit has converged. With a
+        ridge the default `tol` stops early, and the two differ visibly.
+        """
+        observations = self._observe_rows(X)
+        return _impute(self._complete_rows(observations), observations)
+
+    def _observe_rows(self, table: Any) -> Observations:
+        self._check_fitted("transform")
+        observations = _observe(table, allow_empty=True)
+        if observations.n_cols != self.n_features_in_:
+            raise InputError(
+                f"X must have {self.n_features_in_} columns like the fitted table, got {observations.n_cols}"
+                ": pass the same columns, NaN where nothing was observed"
+            )
+        names, fitted = observations.col_names, getattr(self, "feature_names_in_", None)
+        if names is not None and fitted is not None and not np.array_equal(names, fitted):
+            where = int(np.flatnonzero(names != fitted)[0])
+            raise InputError(
+                f"X must have the fitted table's columns in their order: column {where} is {names[where]!r}, "
+                f"wanted {fitted[where]!r}"
+            )
+        return observations
+
+    def _complete_rows(self, observations: Observations) -> CompletionResult:
+        with thread_limit(check_thread_count(self.n_threads)):
+            return complete_rows(self.result_, self._fitted_columns, observations)
+
+    # --- answers ----------------------------------------------------------------------------------------------
+
+    def predict(self, rows: Any, cols: Any) -> np.ndarray:
+        """Return the fitted estimate at pairs of positions; see :meth:`fastrfm.results.CompletionResult.predict`.
+
+        Raises
+        ------
+        NotFittedError
+            Before :meth:`fit`.
+        InputError
+            If a position is not a whole number or lies outside the fitted table.
+        """
+        self._check_fitted("predict")
+        return self.result_.predict(rows, cols)
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Return R² on hidden entries of the rows `X`: how well :meth:`transform` completes them.
+
+        Parameters
+        ----------
+        X : (n_new_rows, n_features_in_) table
+            Rows that :meth:`fit` has not seen: those it has seen come out too well.
+        y : ignored
+
+        Returns
+        -------
+        float
+            1 − Σ (predicted − hidden)² / Σ (hidden − mean of hidden)²; 1 is perfect, a constant guess reaches at
+            most 0. Where all hidden entries are equal: 1 if predicted exactly, else 0.
+
+        Raises
+        ------
+        NotFittedError
+            Before :meth:`fit`.
+        InputError
+            As :meth:`transform`; also if `X` has fewer than 5 observed entries.
+
+        Notes
+        -----
+        A fifth of the entries of `X`, chosen by `random_state` over the whole table, is hidden, the rows are
+        completed from the rest, and the hidden entries are compared. So ``cross_val_score`` and ``GridSearchCV``
+        measure completion of unseen rows. For hidden entries of the fitted table itself use :meth:`predict` and
+        ``fastrfm.metrics``.
+        """
+        self._check_fitted("score")
+        observations = self._observe_rows(X)
+        if int(SCORE_SHARE * observations.n_observed) < 1:
+            raise InputError(
+                f"score hides a fifth of the observed entries and needs at least 5, got {observations.n_observed}"
+                ": pass more rows"
+            )
+        kept, hidden = observations.split(SCORE_SHARE, random_state=self.random_state)
+        rows, cols, values = hidden.to_coo()
+        error = self._complete_rows(kept).predict(rows, cols) - values
+        spread = np.subtract(values, np.mean(values, dtype=np.float64), dtype=np.float64)
+        misfit, total = float(error @ error), float(spread @ spread)
+        if total == 0.0:
+            return 1.0 if misfit == 0.0 else 0.0
+        return 1.0 - misfit / total
+
+    # --- scikit-learn's conventions ---------------------------------------------------------------------------
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """Return the names of the columns that :meth:`transform` gives: those of the fitted table, or x0, x1, …
+
+        Raises
+        ------
+        NotFittedError
+            Before :meth:`fit`.
+        InputError
+            If `input_features` are given and are not the fitted table's.
+        """
+        self._check_fitted("get_feature_names_out")
+        fitted = getattr(self, "feature_names_in_", None)
+        if input_features is None:
+            default = [f"x{j}" for j in range(self.n_features_in_)]
+            return np.array(default, dtype=object) if fitted is None else fitted.copy()
+        names = np.array([str(name) for name in input_features], dtype=object)
+        if names.size != self.n_features_in_:
+            raise InputError(f"input_features must hold {self.n_features_in_} names, got {names.size}")
+        if fitted is not None and not np.array_equal(names, fitted):
+            raise InputError("input_features must equal feature_names_in_, the fitted table's names: leave them out")
+        return names
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the constructor's parameters by name; `deep` is accepted for scikit-learn's sake."""
+        return {name: getattr(self, name) for name in _PARAMETERS}
+
+    def set_params(self, **params: Any) -> MatrixCompletion:
+        """Set parameters by name and return the estimator itself.
+
+        Raises
+        ------
+        InputError
+            If a name is unknown; nothing is then changed.
+        """
+        unknown = [name for name in params if name not in _PARAMETERS]
+        if unknown:
+            raise InputError(f"no parameter is called {unknown[0]!r}: use one of {', '.join(_PARAMETERS)}")
+        for name, value in params.items():
+            setattr(self, name, value)
+        return self
+
+    def __repr__(self) -> str:
+        changed = {name: value for name, value in self.get_params().items() if not _is_default(name, value)}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "result_")
+
+    def __sklearn_tags__(self) -> Any:
+        # Only scikit-learn calls this, so the import cannot fail where it matters.
+        from sklearn.utils import InputTags, Tags, TargetTags, TransformerTags
+
+        return Tags(
+            estimator_type=None,
+            target_tags=TargetTags(required=False),
+            transformer_tags=TransformerTags(preserves_dtype=["float64"]),
+            input_tags=InputTags(sparse=True, allow_nan=True),
+        )
+
+    def _check_fitted(self, method: str) -> None:
+        if not self.__sklearn_is_fitted__():
+            raise NotFittedError(f"this MatrixCompletion is not fitted: call fit first, then {method}")
+
+
+# --- helpers ----------------------------------------------------------------------------------------------------
+
+
+def _is_default(name: str, value: Any) -> bool:
+    default = getattr(CompletionOptions, name)
+    return value is default or (type(value) is type(default) and value == default)
+
+
+def _observe(table: Any, *, allow_empty: bool = False) -> Observations:
+    """Return the table's observed entries; `allow_empty` admits a table in which every entry is missing."""
+    import scipy.sparse
+
+    if isinstance(table, Observations):
+        return table
+    is_sparse = scipy.sparse.issparse(table)
+    names: dict[str, np.ndarray | None] = {"row_names": None, "col_names": None}
+    if not is_sparse:
+        if hasattr(table, "columns"):
+            names = {"row_names": _labels(getattr(table, "index", None)), "col_names": _labels(table.columns)}
+        table = _as_array(table)
+    if allow_empty and table.ndim == 2 and min(table.shape) > 0 and _is_all_missing(table, is_sparse):
+        none = np.zeros(0, dtype=np.int32)
+        indptr = np.zeros(table.shape[0] + 1, dtype=np.int64)
+        return Observations(table.shape, indptr, none, np.zeros(0), names["row_names"], names["col_names"])
+    return Observations.from_scipy(table) if is_sparse else Observations.from_dense(table, **names)
+
+
+def _as_array(table: Any) -> np.ndarray:
+    try:
+        if not hasattr(table, "iloc"):
+            return np.asanyarray(table)
+        values: np.ndarray = table.to_numpy()  # pandas; its own missing value pd.NA needs to be told what it becomes
+        if values.dtype.kind not in "fc":
+            values = table.to_numpy(dtype=np.float64, na_value=np.nan)
+        return values
+    except (TypeError, ValueError) as error:
+        raise InputError(f"X must be a table of numbers: {error}") from None
+
+
+def _labels(labels: Any) -> np.ndarray | None:
+    """Return the names on a frame's axis as str; None where there are none or they just count 0, 1, 2, …"""
+    if labels is None:
+        return None
+    array = np.asarray(labels)
+    if array.dtype.kind in "iu" and np.array_equal(array, np.arange(array.size)):
+        return None
+    return np.array([str(label) for label in labels], dtype=object)
+
+
+def _is_all_missing(table: Any, is_sparse: bool) -> bool:
+    if is_sparse:
+        return bool(table.nnz == 0)
+    if isinstance(table, np.ma.MaskedArray):
+        return bool(np.ma.getmaskarray(table).all())
+    try:
+        return bool(table.dtype.kind in "fO" and np.isnan(table.astype(np.float64, copy=False)).all())
+    except (TypeError, ValueError):
+        return False  # not numbers: Observations says so
+
+
+def _impute(estimate: CompletionResult, observations: Observations) -> np.ndarray:
+    dense = estimate.to_dense()
+    rows, cols, values = observations.to_coo()
+    dense[rows, cols] = values
+    return dense

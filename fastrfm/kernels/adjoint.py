@@ -1,0 +1,45 @@
+"""The adjoint sweep: (the sparse part of the estimate)ᵀ times a block of directions, column by column.
+
+The sparse part is ``theta · P_Ω*(y - C Vᵀ)``. It is never stored: each entry's residual is formed where it is needed.
+A column's sum runs over its rows in ascending order and continues what earlier row blocks left in `out`, so that
+neither row blocks nor threads change its bits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+
+from fastrfm._numba import parallel_kernel
+
+
+@parallel_kernel
+def add_adjoint_columns(bounds, indptr, indices, values, coefficients, basis, theta, directions, out):
+    """Add theta · Σ_i (y_ij - c_i·v_j) u_i to row j of `out`, for every column j of a row block.
+
+    Parameters
+    ----------
+    bounds : (n_tasks + 1,) int64
+        Columns of each task.
+    indptr, indices, values
+        The block by column; indices are local row numbers, values float32 or float64.
+    coefficients : (n_block_rows, k) float64
+    basis : (n_cols, >= k) float64
+        Its first k columns are used.
+    theta : float
+    directions : (n_block_rows, b) float64
+    out : (n_cols, b) float64, added to; a task owns its columns
+    """
+    k, b = coefficients.shape[1], directions.shape[1]
+    for task in prange(bounds.size - 1):
+        for j in range(bounds[task], bounds[task + 1]):
+            target, features = out[j], basis[j]
+            for t in range(indptr[j], indptr[j + 1]):
+                i = indices[t]
+                residual = np.float64(values[t])
+                for a in range(k):
+                    residual -= coefficients[i, a] * features[a]
+                residual *= theta
+                source = directions[i]
+                for a in range(b):
+                    target[a] += residual * source[a]

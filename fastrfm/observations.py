@@ -1,0 +1,387 @@
+"""The observed entries of a matrix, in memory, and the row blocks that every solver walks over.
+
+Flow: arrays -> ``Observations`` -> ``RowBlock`` -> kernels. Rows are compressed (CSR): ``indptr`` int64,
+``indices`` int32 (int64 beyond 2**31 columns), ``values`` float32 or float64; within a row columns ascend and are
+unique. A stored zero is an observation. Not here: files (``store``, ``readers``) and anything that computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastrfm._checks import check_names, check_range, check_shape, describe_duplicates, float_array, index_array
+from fastrfm.errors import InputError
+from fastrfm.kernels.tasks import balanced_bounds
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix, spmatrix
+
+# A block's pass takes well under a second on one core, so Ctrl-C and progress are prompt; larger gains nothing.
+BLOCK_ENTRIES = 4_000_000
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """Entries grouped along one axis (rows or columns) of a block.
+
+    Attributes
+    ----------
+    indptr : (n_groups + 1,) int64
+        Group g owns entries ``indptr[g]:indptr[g + 1]``.
+    indices : (n_entries,) int32 or int64
+        Position along the other axis, ascending within a group.
+    values : (n_entries,) float32 or float64
+        Observed values, in the data's own unit.
+    """
+
+    indptr: np.ndarray
+    indices: np.ndarray
+    values: np.ndarray
+
+    @cached_property
+    def bounds(self) -> np.ndarray:
+        """Group bounds that share the entries evenly among kernel tasks (see ``kernels.tasks``)."""
+        return balanced_bounds(np.diff(self.indptr) + 4)
+
+
+@dataclass(frozen=True)
+class RowBlock:
+    """Rows ``start:stop`` of a matrix: what a solver's step works on at a time.
+
+    ``by_row`` groups the entries by row (local row numbers, global column numbers), ``by_column`` the same entries
+    by column (global column numbers, local row numbers, ascending); the latter is made when first asked for.
+    """
+
+    start: int
+    stop: int
+    n_cols: int
+    by_row: Compressed
+
+    @property
+    def n_rows(self) -> int:
+        return self.stop - self.start
+
+    @cached_property
+    def by_column(self) -> Compressed:
+        return _swap_axes(self.by_row, self.n_cols)
+
+
+@dataclass(frozen=True, eq=False)
+class Observations:
+    """The observed entries of an (n_rows, n_cols) matrix, held in memory.
+
+    Make one with :meth:`from_dense`, :meth:`from_coo`, :meth:`from_scipy` or :meth:`from_csr`: they check
+    everything and never change or keep a writable hold on the caller's arrays.
+
+    Attributes
+    ----------
+    shape : (int, int)
+        n_rows, n_cols.
+    indptr : (n_rows + 1,) int64
+    indices : (n_observed,) int32 or int64
+        Column numbers, ascending and unique within a row.
+    values : (n_observed,) float32 or float64
+    row_names, col_names : (n_rows,) and (n_cols,) object arrays of str, or None
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> obs = Observations.from_dense(np.array([[1.0, np.nan], [0.0, 4.0]]))
+    >>> obs.n_observed, obs.indices.tolist(), obs.values.tolist()
+    (3, [0, 0, 1], [1.0, 0.0, 4.0])
+    """
+
+    shape: tuple[int, int]
+    indptr: np.ndarray
+    indices: np.ndarray
+    values: np.ndarray
+    row_names: np.ndarray | None = None
+    col_names: np.ndarray | None = None
+    _blocks: dict[int, list[RowBlock]] = field(default_factory=dict, repr=False)
+
+    # --- making -----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_dense(cls, matrix: Any, *, row_names: Any = None, col_names: Any = None) -> Observations:
+        """Take every entry of a 2-D array that is not NaN as observed.
+
+        Parameters
+        ----------
+        matrix : (n_rows, n_cols) array_like of numbers
+            NaN (or the mask of a masked array) marks a missing entry. float32 stays float32, everything else becomes
+            float64.
+
+        Raises
+        ------
+        InputError
+            If the array is not 2-D, is empty, holds infinities, or is NaN everywhere.
+        """
+        if isinstance(matrix, np.ma.MaskedArray):  # what is masked is missing; plain numpy would take it as observed
+            matrix = np.ma.filled(matrix.astype(np.float32 if matrix.dtype == np.float32 else np.float64), np.nan)
+        array = float_array(matrix, "matrix")
+        if array.ndim != 2:
+            raise InputError(f"matrix must have 2 dimensions (rows, columns), got {array.ndim}: reshape it")
+        observed = ~np.isnan(array)
+        indptr = np.concatenate(([0], np.cumsum(observed.sum(axis=1), dtype=np.int64)))
+        indices = np.nonzero(observed)[1]
+        return cls.from_csr(indptr, indices, array[observed], array.shape, row_names=row_names, col_names=col_names)
+
+    @classmethod
+    def from_coo(
+        cls,
+        rows: Any,
+        cols: Any,
+        values: Any,
+        shape: tuple[int, int] | None = None,
+        *,
+        row_names: Any = None,
+        col_names: Any = None,
+    ) -> Observations:
+        """Take triples (row, column, value) in any order.
+
+        Parameters
+        ----------
+        rows, cols : (n_observed,) array_like of int
+            Zero-based positions.
+        values : (n_observed,) array_like of float
+        shape : (int, int), optional
+            n_rows, n_cols; by default just large enough.
+
+        Raises
+        ------
+        InputError
+            If lengths differ, a position is negative, fractional or outside `shape`, a pair occurs twice, a value
+            is NaN or infinite, or there is no triple at all.
+        """
+        rows, cols = index_array(rows, "rows"), index_array(cols, "cols")
+        data = float_array(values, "values")
+        if data.ndim != 1 or not rows.shape == cols.shape == data.shape:
+            raise InputError(
+                f"rows, cols and values must be 1-D and equally long, got {rows.shape}, {cols.shape} and {data.shape}"
+            )
+        if shape is None:
+            if not rows.size:
+                raise InputError("no observations: rows, cols and values are empty")
+            shape = (int(rows.max()) + 1, int(cols.max()) + 1)
+        n_rows, n_cols = check_shape(shape)
+        check_range(rows, n_rows, "row")
+        check_range(cols, n_cols, "column")
+        import scipy.sparse
+
+        # scipy sorts positions instead of values: if it has to merge any, a pair occurred twice.
+        order = np.arange(1, data.size + 1)
+        by_row = scipy.sparse.coo_matrix((order, (rows, cols)), shape=(n_rows, n_cols)).tocsr()
+        if by_row.nnz < data.size:
+            raise InputError(describe_duplicates(rows, cols))
+        by_row.sort_indices()
+        return cls.from_csr(
+            by_row.indptr, by_row.indices, data[by_row.data - 1], shape, row_names=row_names, col_names=col_names
+        )
+
+    @classmethod
+    def from_scipy(cls, matrix: spmatrix, *, row_names: Any = None, col_names: Any = None) -> Observations:
+        """Take every stored entry of a scipy.sparse matrix or array, stored zeros included.
+
+        Raises
+        ------
+        InputError
+            As :meth:`from_coo`; also if `matrix` is not a 2-D scipy.sparse matrix.
+        """
+        import scipy.sparse
+
+        if not scipy.sparse.issparse(matrix) or matrix.ndim != 2:
+            raise InputError(f"from_scipy wants a 2-D scipy.sparse matrix, got {type(matrix).__name__}: use from_dense")
+        if matrix.format == "csr" and matrix.has_canonical_format:
+            csr: csr_matrix = matrix
+            return cls.from_csr(csr.indptr, csr.indices, csr.data, csr.shape, row_names=row_names, col_names=col_names)
+        coo = matrix.tocoo()  # keeps duplicates and stored zeros
+        return cls.from_coo(coo.row, coo.col, coo.data, coo.shape, row_names=row_names, col_names=col_names)
+
+    @classmethod
+    def from_csr(
+        cls,
+        indptr: Any,
+        indices: Any,
+        values: Any,
+        shape: tuple[int, int],
+        *,
+        row_names: Any = None,
+        col_names: Any = None,
+    ) -> Observations:
+        """Take compressed rows; columns may come in any order within a row.
+
+        Parameters
+        ----------
+        indptr : (n_rows + 1,) array_like of int
+        indices : (n_observed,) array_like of int
+        values : (n_observed,) array_like of float
+        shape : (int, int)
+
+        Raises
+        ------
+        InputError
+            As :meth:`from_coo`; also if `indptr` does not start at 0, falls, or does not end at n_observed.
+        """
+        n_rows, n_cols = check_shape(shape)
+        indptr = index_array(indptr, "indptr")
+        indices = index_array(indices, "indices")
+        data = float_array(values, "values")
+        if indptr.shape != (n_rows + 1,):
+            raise InputError(f"indptr must have n_rows + 1 = {n_rows + 1} entries, got shape {indptr.shape}")
+        if indices.ndim != 1 or indices.shape != data.shape:
+            raise InputError(f"indices and values must be 1-D and equally long, got {indices.shape} and {data.shape}")
+        if indptr[0] != 0 or indptr[-1] != data.size or np.any(np.diff(indptr) < 0):
+            raise InputError(f"indptr must rise from 0 to the number of values ({data.size})")
+        if not data.size:
+            raise InputError("no observations: every entry is missing")
+        check_range(indices, n_cols, "column")
+        if not np.isfinite(data).all():
+            where = int(np.flatnonzero(~np.isfinite(data))[0])
+            row = int(np.searchsorted(indptr, where, side="right")) - 1
+            raise InputError(
+                f"observed values must be finite, got {data[where]} at row {row}, column {int(indices[where])}"
+                ": drop it or leave it missing"
+            )
+        step_up = np.diff(indices) > 0
+        step_up[indptr[1:-1][(indptr[1:-1] > 0) & (indptr[1:-1] < indices.size)] - 1] = True  # a new row starts
+        if not step_up.all():
+            rows = np.repeat(np.arange(n_rows), np.diff(indptr))
+            return cls.from_coo(rows, indices, data, (n_rows, n_cols), row_names=row_names, col_names=col_names)
+        index_dtype = np.int32 if max(n_rows, n_cols) < 2**31 else np.int64
+        arrays = (np.array(indptr, dtype=np.int64), np.array(indices, dtype=index_dtype), np.array(data, order="C"))
+        names = check_names(row_names, n_rows, "row_names"), check_names(col_names, n_cols, "col_names")
+        return cls((n_rows, n_cols), *arrays, *names)
+
+    # --- looking ----------------------------------------------------------------------------------------------
+
+    @property
+    def n_rows(self) -> int:
+        return self.shape[0]
+
+    @property
+    def n_cols(self) -> int:
+        return self.shape[1]
+
+    @property
+    def n_observed(self) -> int:
+        return int(self.values.size)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """float32 or float64: how values are stored. All arithmetic on them is float64."""
+        return self.values.dtype
+
+    @cached_property
+    def row_counts(self) -> np.ndarray:
+        """(n_rows,) int64: observed entries of each row."""
+        return np.diff(self.indptr)
+
+    @cached_property
+    def col_counts(self) -> np.ndarray:
+        """(n_cols,) int64: observed entries of each column."""
+        return np.bincount(self.indices, minlength=self.n_cols)
+
+    def to_coo(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return rows (int64), cols and values, each (n_observed,), in row order."""
+        return np.repeat(np.arange(self.n_rows), self.row_counts), self.indices, self.values
+
+    # --- walking ----------------------------------------------------------------------------------------------
+
+    def row_blocks(self, align: int = 1) -> Iterator[RowBlock]:
+        """Hand out the rows in order, in blocks of about ``BLOCK_ENTRIES`` entries.
+
+        Parameters
+        ----------
+        align : int
+            Every block but the last holds a multiple of `align` rows, so that sums which a solver takes over
+            `align` rows at a time do not depend on where blocks end.
+        """
+        if align not in self._blocks:
+            self._blocks[align] = [self._block(start, stop) for start, stop in self._spans(align)]
+        return iter(self._blocks[align])
+
+    def _spans(self, align: int) -> Iterator[tuple[int, int]]:
+        start = 0
+        while start < self.n_rows:
+            stop = int(np.searchsorted(self.indptr, self.indptr[start] + BLOCK_ENTRIES, side="right")) - 1
+            stop = start + max((stop - start) // align, 1) * align
+            stop = min(stop, self.n_rows)
+            yield start, stop
+            start = stop
+
+    def _block(self, start: int, stop: int) -> RowBlock:
+        first, last = self.indptr[start], self.indptr[stop]
+        by_row = Compressed(self.indptr[start : stop + 1] - first, self.indices[first:last], self.values[first:last])
+        return RowBlock(start, stop, self.n_cols, by_row)
+
+    # --- deriving ---------------------------------------------------------------------------------------------
+
+    def transposed(self) -> Observations:
+        """Return the same entries with rows and columns swapped."""
+        swapped = _swap_axes(Compressed(self.indptr, self.indices, self.values), self.n_cols)
+        return Observations(
+            (self.n_cols, self.n_rows), swapped.indptr, swapped.indices, swapped.values, self.col_names, self.row_names
+        )
+
+    def with_values(self, values: np.ndarray) -> Observations:
+        """Return the same positions with other values, (n_observed,) in row order."""
+        return Observations(self.shape, self.indptr, self.indices, values, self.row_names, self.col_names)
+
+    def select(self, keep: np.ndarray) -> Observations:
+        """Return the entries where the boolean mask `keep`, (n_observed,) in row order, is true; the shape stays.
+
+        Raises
+        ------
+        InputError
+            If nothing is kept.
+        """
+        kept = np.concatenate(([0], np.cumsum(keep, dtype=np.int64)))
+        return Observations.from_csr(
+            kept[self.indptr],
+            self.indices[keep],
+            self.values[keep],
+            self.shape,
+            row_names=self.row_names,
+            col_names=self.col_names,
+        )
+
+    def split(self, share: float, *, random_state: int = 0) -> tuple[Observations, Observations]:
+        """Divide the entries at random: (kept, held out).
+
+        Parameters
+        ----------
+        share : float
+            Share of the entries to hold out, above 0 and below 1; at least one entry is held out and one kept.
+        random_state : int
+            Seed; the first ``int(share * n_observed)`` entries of ``RandomState(seed).permutation(n_observed)``, in
+            row order, are held out.
+
+        Raises
+        ------
+        InputError
+            If `share` is outside (0, 1) or leaves either side empty.
+        """
+        n_held = int(share * self.n_observed) if 0.0 < share < 1.0 else 0
+        if not 0 < n_held < self.n_observed:
+            raise InputError(
+                f"the hold-out share must lie between 0 and 1 and leave entries on both sides, got {share!r} "
+                f"of {self.n_observed} entries"
+            )
+        keep = np.ones(self.n_observed, dtype=bool)
+        keep[np.random.RandomState(random_state).permutation(self.n_observed)[:n_held]] = False
+        return self.select(keep), self.select(~keep)
+
+
+def _swap_axes(groups: Compressed, n_other: int) -> Compressed:
+    import scipy.sparse
+
+    n_groups = groups.indptr.size - 1
+    matrix = scipy.sparse.csr_matrix((groups.values, groups.indices, groups.indptr), shape=(n_groups, n_other))
+    swapped = matrix.tocsc()  # a counting sort: groups come out ascending
+    indices = swapped.indices.astype(groups.indices.dtype, copy=False)
+    return Compressed(swapped.indptr.astype(np.int64), indices, swapped.data)

@@ -1,0 +1,122 @@
+"""Options of the solvers and their defaults, in one place: the API, the estimator and the command read them here.
+
+Imports nothing heavy, so that ``fastrfm --help`` stays fast. Names as in ``docs`` and on the command line.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+from fastrfm.errors import InputError
+
+METHODS = ("auto", "dense", "factored")
+SMOOTHING_RULES = ("iterate_change", "sigma_next", "geometric", "fixed")
+DEVICES = ("cpu",)
+# Exact data are worth all digits; with noise, more than the first two digits of the estimate are noise.
+EXACT_TOL, NOISY_TOL = 1e-8, 1e-2
+
+
+@dataclass(frozen=True)
+class CompletionOptions:
+    """How to complete a matrix; every field can be set in Python, on the command line and is stored with a result.
+
+    Attributes
+    ----------
+    method : {"auto", "dense", "factored"}
+        "dense" is exact one-sided lin-RFM with an n x n feature Gram on the smaller side; "factored" keeps the
+        feature Gram as low-rank plus identity; "auto" takes "dense" where the smaller side is short and no rank is
+        given, else "factored".
+    rank : int or None
+        Largest rank of the answer; None lets the data decide.
+    agop_power : float
+        alpha > 0: features are reweighted by AGOP**alpha; the penalty is Schatten-p with p = 2 - 4 alpha.
+    ridge : float
+        lambda >= 0, the weight of the penalty against half the squared misfit; 0 interpolates the data.
+    offsets : bool
+        Fit mean + row + column offsets first and complete what is left.
+    tol : float or None
+        Stop when the estimated relative distance to the limit falls below it; None means 1e-8 without ridge
+        and 1e-2 with one.
+    max_iter : int
+    smoothing : {"iterate_change", "sigma_next", "geometric", "fixed"}
+        How epsilon falls; see ``fastrfm.solvers.smoothing``.
+    random_state : int
+        Seed of the random starting directions and probes.
+    n_threads : int or None
+        None uses all that are available. The bits of a result do not depend on it.
+    device : {"cpu"}
+    """
+
+    method: str = "auto"
+    rank: int | None = None
+    agop_power: float = 0.5
+    ridge: float = 0.0
+    offsets: bool = False
+    tol: float | None = None
+    max_iter: int = 3000
+    smoothing: str = "iterate_change"
+    random_state: int = 0
+    n_threads: int | None = None
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        _one_of("method", self.method, METHODS)
+        _one_of("smoothing", self.smoothing, SMOOTHING_RULES)
+        _one_of("device", self.device, DEVICES)
+        if self.rank is not None:
+            _whole("rank", self.rank, 1)
+        _whole("max_iter", self.max_iter, 1)
+        _whole("random_state", self.random_state, 0)
+        _number("agop_power", self.agop_power, 0.0, above=True)
+        _number("ridge", self.ridge, 0.0)
+        if self.tol is not None:
+            _number("tol", self.tol, 0.0)
+        if self.smoothing == "sigma_next" and self.rank is None:
+            raise InputError('smoothing="sigma_next" needs a rank: give one, or use smoothing="iterate_change"')
+
+    @property
+    def effective_tol(self) -> float:
+        """`tol`, or its default for exact (ridge 0) or noisy data."""
+        if self.tol is not None:
+            return self.tol
+        return EXACT_TOL if self.ridge == 0.0 else NOISY_TOL
+
+    def check_shape(self, shape: tuple[int, int]) -> None:
+        """Raise InputError if `rank` cannot be reached by a matrix of this shape."""
+        if self.rank is not None and self.rank > min(shape):
+            raise InputError(
+                f"rank must be at most {min(shape)}, the smaller side of the {shape[0]} x {shape[1]} matrix, "
+                f"got {self.rank}"
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all options by name, with `tol` as it is used."""
+        values = {option.name: getattr(self, option.name) for option in fields(self)}
+        return {**values, "tol": self.effective_tol}
+
+
+def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InputError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def _whole(name: str, value: Any, least: int) -> None:
+    try:
+        is_whole = not isinstance(value, bool) and int(value) == value
+    except (TypeError, ValueError, OverflowError):
+        is_whole = False
+    if not is_whole or value < least:
+        raise InputError(f"{name} must be a whole number, at least {least}, got {value!r}")
+
+
+def _number(name: str, value: Any, least: float, *, above: bool = False) -> None:
+    try:
+        is_good = math.isfinite(value) and (value > least if above else value >= least)
+    except TypeError:
+        is_good = False
+    if not is_good:
+        raise InputError(
+            f"{name} must be a finite number {'above' if above else 'of at least'} {least:g}, got {value!r}"
+        )

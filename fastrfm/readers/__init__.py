@@ -1,0 +1,151 @@
+"""Files of many kinds to ``Observations``: the first step of the command, and open to Python code as well.
+
+Flow: a path -> its bytes (gz is unpacked) -> what the first bytes say it is -> a reader -> ``Observations``. HDF5 goes
+to ``store``; NumPy, SciPy and Matrix Market files to ``binary``; all else is text, read by ``text`` (lines and
+delimiters), ``layout`` (triples or dense), ``triples`` and ``dense``. ``docs`` describe each format for users.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastrfm.errors import FastrfmError, FileFormatError, InputError
+from fastrfm.readers.layout import LAYOUTS, detect_layout
+from fastrfm.readers.text import open_text, read_bytes, read_start
+
+if TYPE_CHECKING:
+    from fastrfm.observations import Observations
+
+__all__ = ["LAYOUTS", "Reading", "file_kind", "read_observations", "read_with_notes"]
+
+_HDF5_SUFFIXES = (".h5", ".hdf5", ".h5ad")
+_MAGIC = {
+    "hdf5": b"\x89HDF\r\n\x1a\n",
+    "npy": b"\x93NUMPY",
+    "npz": b"PK\x03\x04",
+    "mtx": b"%%MatrixMarket",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What a file held and how it was understood.
+
+    Attributes
+    ----------
+    observations : Observations
+    layout : str
+        How the file was read, in words: ``"triples, tab separated"``, ``"Matrix Market"``, ...
+    notes : list of str
+        Choices that a reader should know of: header found, missing values dropped, layout guessed.
+    """
+
+    observations: Observations
+    layout: str
+    notes: list[str] = field(default_factory=list)
+
+
+def read_observations(path: Any, *, layout: str = "auto", indexed: bool = False) -> Observations:
+    """Return the observations that a file holds, whatever its format.
+
+    Parameters
+    ----------
+    path : str or path-like
+        HDF5 (``.h5``, ``.hdf5``, ``.h5ad``); text with triples (row, column, value) or a dense matrix, plain or gz;
+        NumPy ``.npy`` or ``.npz``; SciPy sparse ``.npz``; Matrix Market ``.mtx``. In sparse formats every stored entry
+        is observed; in dense ones every entry that is not NaN (in text: blank, NA, N/A, NaN, null, None, ? or -).
+    layout : {"auto", "triples", "dense"}
+        What the lines of a text file are; see :func:`fastrfm.readers.layout.detect_layout` for "auto".
+    indexed : bool
+        Take the first two columns of triples as zero-based positions instead of names.
+
+    Returns
+    -------
+    Observations
+        Of triples, unless `indexed`, the labels become names: ascending if all labels of an axis are whole numbers,
+        else in order of first appearance.
+
+    Raises
+    ------
+    MissingFileError
+        If there is no such file.
+    FileFormatError
+        If the file cannot be read or understood; for text the message names the line.
+    InputError
+        If a pair occurs twice, a value is infinite, nothing is observed, or `layout` and `indexed` do not apply.
+    """
+    return read_with_notes(path, layout=layout, indexed=indexed).observations
+
+
+def read_with_notes(path: Any, *, layout: str = "auto", indexed: bool = False) -> Reading:
+    """Return the observations of a file together with how it was understood; otherwise :func:`read_observations`."""
+    path = Path(path)
+    if layout not in LAYOUTS:
+        raise InputError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+    if indexed and layout == "dense":
+        raise InputError("zero-based positions (indexed) belong to triples, not to a dense layout: leave one out")
+    kind = file_kind(path)
+    if kind == "text":
+        return _read_text(path, "triples" if indexed else layout, indexed)
+    if indexed or layout != "auto":
+        what = "indexed" if indexed else "layout"
+        raise InputError(f"{path.name} is not a text file, so {what} has no meaning for it: leave it out")
+    if kind == "hdf5":
+        from fastrfm.store import open_observations
+
+        return Reading(open_observations(path), "HDF5")
+    from fastrfm.readers import binary
+
+    observations, words = _named(path, getattr(binary, f"read_{kind}"), read_bytes(path), path.name)
+    return Reading(observations, words)
+
+
+def file_kind(path: Path) -> str:
+    """Return "hdf5", "npy", "npz", "mtx" or "text", by the first bytes of a file and, for HDF5, by its name.
+
+    Raises
+    ------
+    MissingFileError, FileFormatError
+        If the file is absent, cannot be read, or is not what its name says.
+    """
+    start = read_start(path)
+    for kind, magic in _MAGIC.items():
+        if start.startswith(magic):
+            return kind
+    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
+    if suffix in _HDF5_SUFFIXES:
+        return "hdf5"  # a user block may precede the signature; the store knows, and has the words if it is none
+    if suffix in (".npy", ".npz", ".mtx"):
+        raise FileFormatError(f"{path.name} is called {suffix} but does not start like one: is it complete?")
+    return "text"
+
+
+def _read_text(path: Path, layout: str, indexed: bool) -> Reading:
+    from fastrfm.readers.dense import read_dense
+    from fastrfm.readers.triples import read_triples
+
+    text = open_text(path)
+    guess = ""
+    if layout == "auto":
+        layout, guess = detect_layout(text)
+    notes = [guess] if guess else []
+    try:
+        if layout == "triples":
+            observations = _named(path, read_triples, text, indexed, notes)
+        else:
+            observations = _named(path, read_dense, text, notes)
+    except FastrfmError as error:
+        raise type(error)(f"{error} ({guess})" if guess else str(error)) from None
+    return Reading(observations, f"{layout}, {text.delimiter_name}", notes)
+
+
+def _named(path: Path, reader: Any, *args: Any) -> Any:
+    """Call a reader; put the file's name before errors about its numbers that do not carry it yet."""
+    try:
+        return reader(*args)
+    except FastrfmError as error:
+        if str(error).startswith(path.name):
+            raise
+        raise type(error)(f"{path.name}: {error}") from None

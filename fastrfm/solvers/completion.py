@@ -1,0 +1,215 @@
+"""``complete``: observations and options in, ``CompletionResult`` out. The one entry to every completion method.
+
+Checks the options, fits offsets, picks the method and the side to work on, runs the solver under the thread limit,
+and brings its answer into canonical form. The iterations themselves live in ``dense`` and ``factored``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fastrfm._numba import check_thread_count, thread_limit
+from fastrfm.errors import InputError, NotConvergedWarning
+from fastrfm.factors import canonical_factors
+from fastrfm.kernels.residual import masked_residual
+from fastrfm.observations import Observations
+from fastrfm.options import CompletionOptions
+from fastrfm.results import CompletionResult, Offsets
+from fastrfm.solvers.dense import solve_dense
+from fastrfm.solvers.factored import solve_factored
+from fastrfm.solvers.monitor import Iteration, Monitor
+from fastrfm.solvers.offsets import fit_offsets
+
+# "auto" takes the dense form up to this length of the smaller side, where an iteration is cheap at any rank.
+AUTO_DENSE_SIDE = 600
+
+
+def complete(
+    observations: Observations,
+    rank: int | None = None,
+    *,
+    method: str = CompletionOptions.method,
+    agop_power: float = CompletionOptions.agop_power,
+    ridge: float = CompletionOptions.ridge,
+    offsets: bool = CompletionOptions.offsets,
+    tol: float | None = CompletionOptions.tol,
+    max_iter: int = CompletionOptions.max_iter,
+    smoothing: str = CompletionOptions.smoothing,
+    random_state: int = CompletionOptions.random_state,
+    callback: Callable[[Iteration], Any] | None = None,
+    n_threads: int | None = CompletionOptions.n_threads,
+    device: str = CompletionOptions.device,
+) -> CompletionResult:
+    """Return the completed matrix in factored form.
+
+    Parameters
+    ----------
+    observations : Observations
+        The known entries.
+    rank, method, agop_power, ridge, offsets, tol, max_iter, smoothing, random_state, n_threads, device
+        See :class:`fastrfm.options.CompletionOptions`.
+    callback : callable, optional
+        Called with an :class:`~fastrfm.solvers.monitor.Iteration` after each iteration; returning True stops.
+
+    Returns
+    -------
+    CompletionResult
+
+    Raises
+    ------
+    InputError
+        If an option is out of its range, or `rank` exceeds the matrix.
+
+    Warns
+    -----
+    NotConvergedWarning
+        If `max_iter` came before `tol`; the result is the last iterate.
+
+    Notes
+    -----
+    Minimises ½‖P_Ω(X − Y)‖² + λ ψ(X) with ψ the smoothed Schatten-p penalty, p = 2 − 4 agop_power; with λ = 0, ψ(X)
+    among the X that interpolate the data. Source: Radhakrishnan, Belkin, Drusvyatskiy, arXiv 2401.04553.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> matrix = np.outer([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 4.0])
+    >>> matrix[0, 2] = matrix[3, 0] = np.nan
+    >>> result = complete(Observations.from_dense(matrix))
+    >>> result.rank, result.predict([0, 3], [2, 0]).round(4).tolist()
+    (1, [4.0, 4.0])
+    """
+    if not isinstance(observations, Observations):
+        raise InputError(
+            f"observations must be fastrfm.Observations, got {type(observations).__name__}: "
+            "make them with Observations.from_dense, from_coo, from_scipy or open_observations"
+        )
+    options = CompletionOptions(
+        method=method,
+        rank=rank,
+        agop_power=agop_power,
+        ridge=ridge,
+        offsets=offsets,
+        tol=tol,
+        max_iter=max_iter,
+        smoothing=smoothing,
+        random_state=random_state,
+        n_threads=n_threads,
+        device=device,
+    )
+    options.check_shape(observations.shape)
+    threads = check_thread_count(n_threads)
+    with thread_limit(threads):
+        fitted = fit_offsets(observations) if options.offsets else None
+        centred = observations if fitted is None else _centred(observations, fitted)
+        chosen = choose_method(centred, options)
+        left, right, monitor = _solve(centred, chosen, options, threads, callback)
+        if monitor.stop_reason == "max_iter":
+            last = monitor.history()["error_estimate"][-1]
+            warnings.warn(
+                f"stopped after max_iter = {options.max_iter} iterations at an estimated relative error of {last:.1e} "
+                f"(tol = {options.effective_tol:.1e}): raise max_iter or tol",
+                NotConvergedWarning,
+                stacklevel=2,
+            )
+        return _result(observations, centred, fitted, left, right, monitor, {**options.as_dict(), "method": chosen})
+
+
+def choose_method(observations: Observations, options: CompletionOptions) -> str:
+    """Return "dense" or "factored": what ``method="auto"`` stands for on these observations."""
+    if options.method != "auto":
+        return options.method
+    return "dense" if options.rank is None and min(observations.shape) <= AUTO_DENSE_SIDE else "factored"
+
+
+def _centred(observations: Observations, offsets: Offsets) -> Observations:
+    rows, cols, values = observations.to_coo()
+    return observations.with_values(values - offsets.at(rows, cols))
+
+
+def _solve(
+    observations: Observations,
+    method: str,
+    options: CompletionOptions,
+    n_threads: int,
+    callback: Callable[[Iteration], Any] | None,
+) -> tuple[np.ndarray, np.ndarray, Monitor]:
+    """Run a solver on the longer side's rows and return left and right factors of the estimate as it was given."""
+    # The reweighted side is the smaller one: less memory, and fewer iterations than the other way round.
+    is_wide = observations.n_cols > observations.n_rows
+    work = observations.transposed() if is_wide else observations
+    if method == "dense":
+        left, right, monitor = solve_dense(work, options, callback)
+    else:
+        left, right, monitor = solve_factored(work, options, n_threads, callback)
+    if is_wide:
+        left, right = right, left
+    return left, right, monitor
+
+
+def _result(
+    observations: Observations,
+    centred: Observations,
+    offsets: Offsets | None,
+    left: np.ndarray,
+    right: np.ndarray,
+    monitor: Monitor,
+    options: dict[str, Any],
+) -> CompletionResult:
+    left, right, singular_values = canonical_factors(left, right)
+    rank = int(np.count_nonzero(singular_values))
+    left, right, singular_values = left[:, :rank], right[:, :rank], singular_values[:rank]
+    if offsets is None:
+        left, right = _with_means(observations, left, right)
+    left, right = np.ascontiguousarray(left), np.ascontiguousarray(right)
+    square_sum = 0.0
+    for block in centred.row_blocks():
+        entries = block.by_row
+        residual = np.empty(entries.values.size)
+        masked_residual(
+            entries.bounds,
+            entries.indptr,
+            entries.indices,
+            entries.values,
+            left[block.start : block.stop],
+            right,
+            residual,
+        )
+        square_sum += float(residual @ residual)
+    return CompletionResult(
+        left=left,
+        right=right,
+        offsets=offsets,
+        rank=rank,
+        singular_values=singular_values,
+        history=monitor.history(),
+        stop_reason=monitor.stop_reason,
+        masked_rmse=float(np.sqrt(square_sum / observations.n_observed)),
+        n_observed=observations.n_observed,
+        n_empty_rows=int(np.count_nonzero(observations.row_counts == 0)),
+        n_empty_cols=int(np.count_nonzero(observations.col_counts == 0)),
+        options=options,
+        row_names=observations.row_names,
+        col_names=observations.col_names,
+    )
+
+
+def _with_means(observations: Observations, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Give rows and columns without observations the means of the other side, as one extra factor column each."""
+    empty_rows, empty_cols = observations.row_counts == 0, observations.col_counts == 0
+    rows, cols, values = observations.to_coo()
+    if empty_rows.any():
+        sums = np.bincount(cols, values, observations.n_cols)
+        means = np.where(empty_cols, values.mean(), sums / np.maximum(observations.col_counts, 1))
+        left = np.column_stack([left, empty_rows.astype(np.float64)])
+        right = np.column_stack([right, means])
+    if empty_cols.any():
+        sums = np.bincount(rows, values, observations.n_rows)
+        means = sums / np.maximum(observations.row_counts, 1)  # zero for an empty row: its cell has the mean already
+        left = np.column_stack([left, means])
+        right = np.column_stack([right, empty_cols.astype(np.float64)])
+    return left, right

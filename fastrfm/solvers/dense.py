@@ -1,0 +1,225 @@
+"""``method="dense"``: one-sided lin-RFM with the whole feature Gram, exact for any power.
+
+Each iteration, for every row i with observed columns J (section 2 of the method's paper, see ``docs/theory``):
+
+    (K[J,J] + λ I) a = y_i,   x_i = a K[J,:],   G ← Σ x_iᵀ x_i,   K ← (G + ε² I)^(2α)
+
+K lives on the smaller side of the matrix. X exists one slab of rows at a time: it is solved for, added to G and
+dropped. Not here: choice of ε (``smoothing``), stopping (``monitor``), offsets and the final form (``completion``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastrfm.agop import feature_gram
+from fastrfm.factors import numerical_rank, tall_qr
+from fastrfm.kernels.gram import accumulate_gram
+from fastrfm.kernels.row_solves import expand_rows, solve_dual_rows
+from fastrfm.kernels.tasks import balanced_bounds
+from fastrfm.observations import Observations, RowBlock
+from fastrfm.options import CompletionOptions
+from fastrfm.solvers.monitor import Iteration, Monitor
+from fastrfm.solvers.smoothing import next_smoothing
+
+# Rows of X held at a time: as many as there are columns, so that a slab is no larger than K and K is repacked about
+# once a pass; at least 1024 (a pass of a small matrix is one call), at most 4096.
+_SLAB_ROWS = (1024, 4096)
+# Length from which conjugate gradients beat the factorisation; ``scripts/bench_dense.py --crossover`` measures it.
+CG_FROM = 400
+N_PROBES = 8
+# G squares the condition number: directions below this share of the norm drown in its rounding.
+GRAM_RESOLUTION = 1e-7
+
+
+@dataclass(frozen=True)
+class DenseStep:
+    """What one pass over the rows gives.
+
+    Attributes
+    ----------
+    gram : (n_cols, n_cols) float64
+        G = XᵀX; the lower triangle is valid.
+    sketch : (n_rows, n_probes) float64
+        X times fixed random probes.
+    masked_square_sum : float
+        Σ over observed entries of (X − Y)².
+    """
+
+    gram: np.ndarray
+    sketch: np.ndarray
+    masked_square_sum: float
+
+
+def slab_rows(n_cols: int) -> int:
+    """Return how many rows of X are held at a time; depends on the shape alone, because bits depend on it."""
+    return min(max(n_cols, _SLAB_ROWS[0]), _SLAB_ROWS[1])
+
+
+def slab_buffer(observations: Observations) -> np.ndarray:
+    """Return room for one slab of the estimate; fresh pages for every pass would cost a tenth of its time."""
+    return np.empty((min(slab_rows(observations.n_cols), observations.n_rows), observations.n_cols))
+
+
+def estimate_slabs(
+    observations: Observations, kernel_matrix: np.ndarray, ridge: float, buffer: np.ndarray | None = None
+) -> Iterator[tuple[int, np.ndarray, float]]:
+    """Yield (first row, slab of X, Σ (X − Y)² over its observed entries), slab after slab.
+
+    Parameters
+    ----------
+    observations : Observations
+    kernel_matrix : (n_cols, n_cols) float64
+        The feature Gram K.
+    ridge : float
+    buffer : (rows, n_cols) float64, optional
+        From :func:`slab_buffer`, to be used again by every pass.
+
+    Notes
+    -----
+    The slab is one reused buffer: copy what must outlive the next step.
+    """
+    height = slab_rows(observations.n_cols)
+    if buffer is None:
+        buffer = slab_buffer(observations)
+    for block in observations.row_blocks(align=height):
+        for start in range(block.start, block.stop, height):
+            stop = min(start + height, block.stop)
+            slab = buffer[: stop - start]
+            duals = _solve_slab(block, start, stop, kernel_matrix, ridge, slab)
+            # On observed entries X − Y = −λ a, exactly.
+            yield start, slab, ridge * ridge * float(duals @ duals)
+
+
+def _solve_slab(
+    block: RowBlock, start: int, stop: int, kernel_matrix: np.ndarray, ridge: float, slab: np.ndarray
+) -> np.ndarray:
+    pointers = block.by_row.indptr[start - block.start : stop - block.start + 1]
+    first, last = pointers[0], pointers[-1]
+    indptr = pointers - first
+    indices, values = block.by_row.indices[first:last], block.by_row.values[first:last]
+    counts = np.diff(indptr).astype(np.float64)
+    duals = np.empty(values.size)
+    bounds = balanced_bounds(counts**3 / 6 + 16 * counts**2 + 10)
+    solve_dual_rows(bounds, indptr, indices, values, kernel_matrix, ridge, CG_FROM, duals)
+    expand_rows(indptr, indices, duals, kernel_matrix, slab)
+    return duals
+
+
+def dense_step(
+    observations: Observations,
+    kernel_matrix: np.ndarray,
+    ridge: float,
+    probes: np.ndarray,
+    buffer: np.ndarray | None = None,
+) -> DenseStep:
+    """Solve all rows under the feature Gram `kernel_matrix` and accumulate the AGOP Gram of the estimate.
+
+    Parameters
+    ----------
+    observations : Observations
+    kernel_matrix : (n_cols, n_cols) float64
+    ridge : float
+    probes : (n_cols, n_probes) float64
+    buffer : (rows, n_cols) float64, optional
+        From :func:`slab_buffer`.
+    """
+    gram = np.zeros_like(kernel_matrix)
+    sketch = np.empty((observations.n_rows, probes.shape[1]))
+    square_sum = 0.0
+    for start, slab, slab_square_sum in estimate_slabs(observations, kernel_matrix, ridge, buffer):
+        accumulate_gram(slab, gram)
+        np.dot(slab, probes, out=sketch[start : start + len(slab)])
+        square_sum += slab_square_sum
+    return DenseStep(gram, sketch, square_sum)
+
+
+def solve_dense(
+    observations: Observations,
+    options: CompletionOptions,
+    callback: Callable[[Iteration], Any] | None = None,
+) -> tuple[np.ndarray, np.ndarray, Monitor]:
+    """Complete a matrix with n_cols <= n_rows (transpose it otherwise).
+
+    Parameters
+    ----------
+    observations : Observations
+    options : CompletionOptions
+        ``method`` and ``offsets`` are not looked at.
+    callback : callable, optional
+
+    Returns
+    -------
+    left, right : (n_rows, k) and (n_cols, k) float64
+        The estimate, cut to `options.rank` and to the directions above the tolerance.
+    monitor : Monitor
+    """
+    data_norm = float(np.linalg.norm(observations.values.astype(np.float64, copy=False)))
+    monitor = Monitor(options, data_norm, callback)
+    smoothing = data_norm
+    n_cols = observations.n_cols
+    # Scaled so that the expected squared norm of sketch changes is the squared Frobenius norm of X's.
+    probes = np.random.default_rng(options.random_state).standard_normal((n_cols, N_PROBES)) / np.sqrt(N_PROBES)
+    kernel_matrix = feature_gram(np.zeros((n_cols, n_cols)), options.agop_power, smoothing)
+    sketch = np.zeros((observations.n_rows, N_PROBES))
+    buffer = slab_buffer(observations)
+    while True:
+        step = dense_step(observations, kernel_matrix, options.ridge, probes, buffer)
+        change = float(np.linalg.norm(step.sketch - sketch))
+        sketch = step.sketch
+        norm = float(np.sqrt(np.trace(step.gram)))
+        floor = smoothing_floor(options.agop_power) * norm
+        is_done = monitor.record(
+            smoothing=smoothing,
+            floor=floor,
+            norm=norm,
+            change=change,
+            masked_rmse=float(np.sqrt(step.masked_square_sum / observations.n_observed)),
+            rank=0,
+        )
+        if is_done:
+            break
+        sigma_next = 0.0
+        if options.smoothing == "sigma_next":
+            sigma_next = _sigma_next(step.gram, options.rank or 0)
+        smoothing = next_smoothing(options.smoothing, smoothing, change=change, sigma_next=sigma_next, floor=floor)
+        kernel_matrix = feature_gram(step.gram, options.agop_power, smoothing)
+    left, right = _factor(observations, kernel_matrix, step.gram, options)
+    return left, right, monitor
+
+
+def smoothing_floor(agop_power: float) -> float:
+    """Return the smallest useful ε / ‖X‖_F: K must stay positive definite in float64 in spite of G's rounding."""
+    return float(max(1e-14 ** (1.0 / (4.0 * agop_power)), 1e-8))
+
+
+def _sigma_next(gram: np.ndarray, rank: int) -> float:
+    eigenvalues = np.linalg.eigvalsh(gram, UPLO="L")
+    return float(np.sqrt(max(eigenvalues[-1 - rank], 0.0))) if rank < len(gram) else 0.0
+
+
+def _factor(
+    observations: Observations, kernel_matrix: np.ndarray, gram: np.ndarray, options: CompletionOptions
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the last estimate as left @ right.T: its leading right directions, and X times those."""
+    eigenvalues, vectors = np.linalg.eigh(gram, UPLO="L")
+    singular_values = np.sqrt(np.maximum(eigenvalues[::-1], 0.0))
+    k = numerical_rank(singular_values, max(options.effective_tol, GRAM_RESOLUTION))
+    k = max(min(k, options.rank or k), 1)
+    right = np.ascontiguousarray(vectors[:, ::-1][:, :k])
+    # One subspace step X'(X V) restores what the Gram's rounding cost the weaker directions.
+    for is_last in (False, True):
+        left = np.empty((observations.n_rows, k))
+        back = np.zeros_like(right)
+        for start, slab, _ in estimate_slabs(observations, kernel_matrix, options.ridge):
+            part = slab @ right
+            left[start : start + len(slab)] = part
+            if not is_last:
+                back += slab.T @ part
+        if not is_last:
+            right = tall_qr(back)[0]
+    return left, right

@@ -1,0 +1,232 @@
+"""``method="factored"``: one-sided lin-RFM with a low-rank plus identity feature Gram, for large matrices.
+
+With σ, V the leading singular values and right vectors of the estimate, δ = ε^(4α) and d_j = σ_j^(4α) − δ for every
+σ_j > ε, the feature Gram is K = V diag(d) Vᵀ + δ I, and the row systems become ridge regressions on V (own
+derivation, by Woodbury's identity):
+
+    (V_JᵀV_J + (λ+δ) diag(1/d)) c_i = V_Jᵀ y_i,   X = C Vᵀ + θ P_Ω*(y − C Vᵀ),   θ = δ / (λ+δ)
+
+X is low-rank plus sparse; its next σ, V come from one warm-started block subspace step, U = orth(X V) in the same
+sweep as the row solves and Xᵀ U in a sweep by columns: two passes over the observations an iteration, and memory for
+the observations and a few (n_rows + n_cols) x k arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastrfm.factors import numerical_rank, tall_qr
+from fastrfm.kernels.adjoint import add_adjoint_columns
+from fastrfm.kernels.row_solves import solve_factored_rows
+from fastrfm.observations import Observations
+from fastrfm.options import CompletionOptions
+from fastrfm.solvers.monitor import Iteration, Monitor
+from fastrfm.solvers.smoothing import next_smoothing
+
+# Directions followed when no rank is given, and beyond a given rank: extra ones speed the subspace step up and show
+# sigma_{rank+1}.
+DEFAULT_BLOCK = 40
+EXTRA_DIRECTIONS = 8
+_FLOOR = 1e-15  # of the data's norm: directions below it are rounding
+_LEAST_PENALTY = 1e-100  # keeps reciprocals finite at large powers
+_BARELY_ABOVE = 1.0 + 1e-10  # a direction at ε itself has weight d = 0
+
+
+@dataclass(frozen=True)
+class FeatureFactors:
+    """The feature Gram K = V diag(d) Vᵀ + δ I, in the form that the row regressions need.
+
+    Attributes
+    ----------
+    basis : (n_cols, b) float64
+        Orthonormal; its first k columns are V.
+    penalty : (k,) float64
+        (λ + δ) / d.
+    theta : float
+        δ / (λ + δ).
+    """
+
+    basis: np.ndarray
+    penalty: np.ndarray
+    theta: float
+
+
+@dataclass(frozen=True)
+class LowRankPart:
+    """C and V of an estimate: the estimate is C Vᵀ plus θ times its residual on the observed entries."""
+
+    coefficients: np.ndarray
+    basis: np.ndarray
+
+    def distance(self, other: LowRankPart) -> float:
+        """Return ‖C Vᵀ − C' V'ᵀ‖_F without forming either, and without cancellation."""
+        overlap = self.basis.T @ other.basis
+        inside = np.linalg.norm(self.coefficients - other.coefficients @ overlap.T)
+        outside_basis = other.basis - self.basis @ overlap  # what V' has beyond the span of V
+        gram = (other.coefficients.T @ other.coefficients) @ (outside_basis.T @ outside_basis)
+        return float(np.hypot(inside, np.sqrt(max(np.trace(gram), 0.0))))
+
+
+def feature_factors(
+    singular_values: np.ndarray, basis: np.ndarray, *, smoothing: float, agop_power: float, ridge: float, most: int
+) -> FeatureFactors:
+    """Return the feature Gram of an estimate in factored form.
+
+    Parameters
+    ----------
+    singular_values : (b,) float64, descending
+    basis : (n_cols, b) float64
+        The right singular vectors that go with them.
+    smoothing : float
+        ε; directions with σ_j > ε enter V.
+    agop_power, ridge : float
+    most : int
+        Largest number of directions in V.
+    """
+    power = 4.0 * agop_power
+    k = min(int(np.count_nonzero(singular_values > smoothing * _BARELY_ABOVE)), most)
+    # Everything relative to δ: ratios neither overflow nor lose the scale of the data.
+    noise = ridge / max(smoothing**power, _LEAST_PENALTY)
+    penalty = (1.0 + noise) / ((singular_values[:k] / smoothing) ** power - 1.0)
+    return FeatureFactors(basis, np.maximum(penalty, _LEAST_PENALTY), 1.0 / (1.0 + noise))
+
+
+def regress_rows(observations: Observations, features: FeatureFactors) -> tuple[np.ndarray, np.ndarray, float]:
+    """Return C (n_rows, k), X·basis (n_rows, b), and the sum of squares of y − C Vᵀ on the observed entries."""
+    n_rows, k = observations.n_rows, features.penalty.size
+    coefficients = np.empty((n_rows, k))
+    projection = np.empty((n_rows, features.basis.shape[1]))
+    square_sum = 0.0
+    misfit = np.empty(n_rows)
+    for block in observations.row_blocks():
+        entries, span = block.by_row, slice(block.start, block.stop)
+        solve_factored_rows(
+            entries.bounds,
+            entries.indptr,
+            entries.indices,
+            entries.values,
+            features.basis,
+            features.penalty,
+            features.theta,
+            coefficients[span],
+            projection[span],
+            misfit[span],
+        )
+    square_sum = float(misfit.sum())
+    return coefficients, projection, square_sum
+
+
+def multiply_transposed(
+    observations: Observations, features: FeatureFactors, coefficients: np.ndarray, directions: np.ndarray
+) -> np.ndarray:
+    """Return Xᵀ·directions, (n_cols, b), for the low-rank plus sparse X of these coefficients."""
+    k = features.penalty.size
+    out = np.zeros((observations.n_cols, directions.shape[1]))
+    for block in observations.row_blocks():
+        entries, span = block.by_column, slice(block.start, block.stop)
+        add_adjoint_columns(
+            entries.bounds,
+            entries.indptr,
+            entries.indices,
+            entries.values,
+            coefficients[span],
+            features.basis,
+            features.theta,
+            directions[span],
+            out,
+        )
+    out += features.basis[:, :k] @ (coefficients.T @ directions)
+    return out
+
+
+def subspace_step(
+    observations: Observations,
+    features: FeatureFactors,
+    coefficients: np.ndarray,
+    projection: np.ndarray,
+    n_threads: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the leading singular values (b,) and right singular vectors (n_cols, b) of X, improved by one step."""
+    directions, _ = tall_qr(projection, n_threads)
+    q, r = tall_qr(multiply_transposed(observations, features, coefficients, directions), n_threads)
+    left, singular_values, _ = np.linalg.svd(r)
+    return singular_values, q @ left
+
+
+def solve_factored(
+    observations: Observations,
+    options: CompletionOptions,
+    n_threads: int,
+    callback: Callable[[Iteration], Any] | None = None,
+) -> tuple[np.ndarray, np.ndarray, Monitor]:
+    """Complete a matrix with factors only.
+
+    Parameters
+    ----------
+    observations : Observations
+    options : CompletionOptions
+        ``method`` and ``offsets`` are not looked at.
+    n_threads : int
+        For the orthonormalisations; kernels take the thread limit in force.
+    callback : callable, optional
+
+    Returns
+    -------
+    left, right : (n_rows, k) and (n_cols, k) float64
+        The low-rank part of the estimate, cut to `options.rank` and to the directions above the tolerance.
+    monitor : Monitor
+    """
+    data_norm = float(np.linalg.norm(observations.values.astype(np.float64, copy=False)))
+    monitor = Monitor(options, data_norm, callback)
+    smoothing, floor = data_norm, _FLOOR * data_norm
+    wanted = DEFAULT_BLOCK if options.rank is None else options.rank + EXTRA_DIRECTIONS
+    n_directions = min(wanted, *observations.shape)
+    start = np.random.default_rng(options.random_state).standard_normal((observations.n_cols, n_directions))
+    basis, singular_values = tall_qr(start, n_threads)[0], np.zeros(n_directions)
+    previous = LowRankPart(np.zeros((observations.n_rows, 0)), np.zeros((observations.n_cols, 0)))
+
+    def factors_at(smoothing: float) -> FeatureFactors:
+        return feature_factors(
+            singular_values,
+            basis,
+            smoothing=smoothing,
+            agop_power=options.agop_power,
+            ridge=options.ridge,
+            most=n_directions,
+        )
+
+    while True:
+        features = factors_at(smoothing)
+        coefficients, projection, square_sum = regress_rows(observations, features)
+        k = features.penalty.size
+        current = LowRankPart(coefficients, basis[:, :k])
+        change = current.distance(previous)
+        previous = current
+        norm = float(np.linalg.norm(coefficients))
+        is_done = monitor.record(
+            smoothing=smoothing,
+            floor=floor,
+            norm=norm,
+            change=change,
+            masked_rmse=(1.0 - features.theta) * float(np.sqrt(square_sum / observations.n_observed)),
+            rank=k,
+        )
+        if is_done:
+            break
+        singular_values, basis = subspace_step(observations, features, coefficients, projection, n_threads)
+        smoothing = next_smoothing(
+            options.smoothing, smoothing, change=change, sigma_next=_sigma_next(singular_values, options), floor=floor
+        )
+    k = min(numerical_rank(singular_values, options.effective_tol), options.rank or n_directions, k)
+    features = FeatureFactors(basis[:, :k], features.penalty[:k], features.theta)
+    coefficients, _, _ = regress_rows(observations, features)
+    return coefficients, features.basis, monitor
+
+
+def _sigma_next(singular_values: np.ndarray, options: CompletionOptions) -> float:
+    rank = options.rank or 0
+    return float(singular_values[rank]) if rank < singular_values.size else 0.0

@@ -1,0 +1,126 @@
+"""Watching an iteration: history, convergence from observed data only, callbacks. Shared by all solvers.
+
+Convergence is judged by the distance to the limit, not by the last step: with steps that shrink by a factor q an
+iteration, what is still to come is step · q / (1 − q), which for a slow linear rate is many times the step itself.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastrfm.options import CompletionOptions
+from fastrfm.solvers.smoothing import CHANGE_SHARE
+
+_RATE_SPAN = 6  # iterations over which q is measured; single steps are too uneven
+_SLOWEST_RATE = 0.9999
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """What a callback sees after each iteration (units as in ``CompletionResult.history``).
+
+    ``iteration`` counts from 1; ``progress`` runs from 0 to 1 on the way from the first error estimate to ``tol``.
+    """
+
+    iteration: int
+    smoothing: float
+    change: float
+    error_estimate: float
+    tol: float
+    masked_rmse: float
+    rank: int
+    seconds: float
+    progress: float
+
+
+class Monitor:
+    """Collects one record per iteration and decides when to stop."""
+
+    def __init__(
+        self, options: CompletionOptions, data_norm: float, callback: Callable[[Iteration], Any] | None
+    ) -> None:
+        self._options = options
+        self._data_norm = data_norm
+        self._callback = callback
+        self._start = time.perf_counter()
+        self._changes: list[float] = []
+        self._records: list[Iteration] = []
+        self.stop_reason = ""
+
+    def record(
+        self, *, smoothing: float, floor: float, norm: float, change: float, masked_rmse: float, rank: int
+    ) -> bool:
+        """Note one iteration and return whether to stop.
+
+        Parameters
+        ----------
+        smoothing, floor : float
+            ε of this iteration and its smallest useful value.
+        norm, change : float
+            ‖X_t‖_F and ‖X_t − X_{t−1}‖_F, in the data's unit.
+        masked_rmse : float
+        rank : int
+            Directions above ε, 0 if not known.
+        """
+        tol = self._options.effective_tol
+        # Where the penalty takes everything, the estimate fades to zero and its own norm is no scale any more.
+        norm = max(norm, tol * self._data_norm)
+        relative = change / norm if norm > 0.0 else 0.0
+        self._changes.append(relative)
+        estimate = self._error_estimate()
+        if self._options.smoothing in ("iterate_change", "geometric"):
+            # Under a large ε nothing moves yet, which is not convergence.
+            settled = smoothing <= max(2.0 * tol / CHANGE_SHARE * norm, 2.0 * floor)
+        else:
+            settled = True
+        converged = settled and estimate <= tol
+        progress = 1.0 if converged else self._progress(estimate, tol)
+        iteration = len(self._records) + 1
+        self._records.append(
+            Iteration(
+                iteration,
+                smoothing,
+                relative,
+                estimate,
+                tol,
+                masked_rmse,
+                rank,
+                time.perf_counter() - self._start,
+                progress,
+            )
+        )
+        asked_to_stop = self._callback is not None and self._callback(self._records[-1])
+        if converged:
+            self.stop_reason = "converged"
+        elif asked_to_stop:
+            self.stop_reason = "callback"
+        elif iteration >= self._options.max_iter:
+            self.stop_reason = "max_iter"
+        return bool(self.stop_reason)
+
+    def history(self) -> dict[str, np.ndarray]:
+        """Return the records as arrays, one element per iteration."""
+        names = ("smoothing", "change", "error_estimate", "masked_rmse", "rank", "seconds")
+        return {name: np.array([getattr(record, name) for record in self._records]) for name in names}
+
+    def _error_estimate(self) -> float:
+        if len(self._changes) <= _RATE_SPAN:
+            return math.inf
+        now, then = self._changes[-1], self._changes[-1 - _RATE_SPAN]
+        if now == 0.0:
+            return 0.0
+        rate = min((now / then) ** (1.0 / _RATE_SPAN), _SLOWEST_RATE) if then > 0.0 else _SLOWEST_RATE
+        return now * max(rate / (1.0 - rate), 1.0)
+
+    def _progress(self, estimate: float, tol: float) -> float:
+        before = self._records[-1].progress if self._records else 0.0
+        if not math.isfinite(estimate) or estimate <= 0.0 or tol <= 0.0:
+            return before
+        share = math.log(max(estimate, tol)) / math.log(tol) if 0.0 < tol < 1.0 else 0.0
+        return min(max(before, share), 0.99)

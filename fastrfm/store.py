@@ -1,0 +1,350 @@
+"""Observations and results as HDF5 files.
+
+Flow: file -> ``Observations`` -> solver -> ``CompletionResult`` -> file. Layout version 1 (docs/hdf5-schema.md):
+/observations as anndata's csr_matrix, /result as arrays and attributes; anndata's .h5ad files and plain 2-D
+datasets with NaN are read too. Every write is all or nothing (``atomic``). Not here: text tables (``readers``).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import h5py
+import numpy as np
+
+from fastrfm._hdf5 import (
+    get_attribute,
+    get_attributes,
+    get_dataset,
+    get_group,
+    read_names,
+    reading,
+    set_attribute,
+    write_names,
+)
+from fastrfm.atomic import PathLike, writing
+from fastrfm.errors import FileFormatError, InputError
+from fastrfm.observations import Observations
+from fastrfm.results import CompletionResult, Offsets
+
+FORMAT_VERSION = 1
+_RESERVED = ("format", "format_version", "encoding-type", "encoding-version")
+_SCALARS: dict[str, type | tuple[type, ...]] = {
+    "rank": int,
+    "stop_reason": str,
+    "n_iter": int,
+    "masked_rmse": (float, int),
+    "n_observed": int,
+    "n_empty_rows": int,
+    "n_empty_cols": int,
+}
+
+
+# --- observations -------------------------------------------------------------------------------------------------
+
+
+def open_observations(path: PathLike) -> Observations:
+    """Return the observations that an HDF5 file holds.
+
+    Parameters
+    ----------
+    path : str or path
+        A file of fastrfm's, of anndata's (.h5ad: X, with the names of obs and var), or with a 2-D dataset of numbers
+        in which NaN is missing: /observations, or the only 2-D dataset at the root.
+
+    Returns
+    -------
+    Observations
+        In memory and checked; float32 values stay float32, all others become float64.
+
+    Raises
+    ------
+    MissingFileError
+        If there is no such file.
+    FileFormatError
+        If it is a folder, not HDF5, truncated, of another version, a result, or if a dataset is missing or has the
+        wrong shape or type.
+    InputError
+        If the numbers are unusable: positions out of range or given twice, stored NaN, infinities, no observation.
+    """
+    with reading(path) as file:
+        return _read_observations(file, _kind(file))
+
+
+def write_observations(
+    path: PathLike, observations: Observations, *, force: bool = False, attributes: dict[str, Any] | None = None
+) -> None:
+    """Write observations and names to an HDF5 file that fastrfm and anndata read.
+
+    Parameters
+    ----------
+    path : str or path
+    observations : Observations
+    force : bool
+        Whether an existing file may be replaced.
+    attributes : dict of None, bool, int, float or str, optional
+        Further attributes of the root, such as source and licence.
+
+    Raises
+    ------
+    OutputExistsError, WriteError
+        See :func:`fastrfm.atomic.writing`; what was at `path` before is then untouched.
+    InputError
+        If an attribute has a reserved name or a value of another type.
+    """
+    for name in attributes or {}:
+        if name in _RESERVED:
+            raise InputError(f"attribute name {name} is reserved: choose another")
+    with writing(path, force) as aside, h5py.File(aside, "w") as file:
+        _mark(file)
+        for name, value in (attributes or {}).items():
+            set_attribute(file, name, value)
+        group = file.create_group("observations")
+        group.attrs["encoding-type"] = "csr_matrix"
+        group.attrs["encoding-version"] = "0.1.0"
+        group.attrs["shape"] = np.array(observations.shape, dtype=np.int64)
+        # Contiguous: no chunks, no compression. Rows are read in long runs, which nothing beats.
+        group.create_dataset("data", data=observations.values)
+        group.create_dataset("indices", data=observations.indices)
+        group.create_dataset("indptr", data=observations.indptr)
+        write_names(file, observations.row_names, observations.col_names)
+
+
+def _mark(file: h5py.File) -> None:
+    file.attrs["format"] = "fastrfm"
+    file.attrs["format_version"] = FORMAT_VERSION
+
+
+def _kind(file: h5py.File) -> str:
+    """Return "observations", "anndata", "dense" or "result": how the file is laid out."""
+    attributes = get_attributes(file)
+    is_ours = attributes.get("format") == "fastrfm"
+    if is_ours:
+        version = get_attribute(file, "format_version")
+        if version != FORMAT_VERSION:
+            raise FileFormatError(
+                f"format_version {version!r} is unknown, wanted {FORMAT_VERSION}: update fastrfm to read it"
+            )
+    if "observations" in file:
+        return "dense" if isinstance(file["observations"], h5py.Dataset) else "observations"
+    if "result" in file:
+        return "result"
+    if is_ours:
+        raise FileFormatError("group /observations is missing")
+    if attributes.get("encoding-type") == "anndata" or all(name in file for name in ("X", "obs", "var")):
+        return "anndata"
+    return "dense"
+
+
+def _read_observations(file: h5py.File, kind: str) -> Observations:
+    if kind == "result":
+        raise FileFormatError("holds a result and no observations: give the file that was completed")
+    if kind == "anndata":
+        return _read_anndata(file)
+    if kind == "observations":
+        group = get_group(file, "observations")
+        shape = _shape(group)
+        names = read_names(file, "row_names", shape[0]), read_names(file, "col_names", shape[1])
+        return _read_compressed(group, shape, names)
+    name = "observations" if "observations" in file else _only_matrix(file)
+    dataset = get_dataset(file, name, (None, None))
+    names = read_names(file, "row_names", dataset.shape[0]), read_names(file, "col_names", dataset.shape[1])
+    return Observations.from_dense(dataset[...], row_names=names[0], col_names=names[1])
+
+
+def _only_matrix(file: h5py.File) -> str:
+    datasets = {name: file[name] for name in file if isinstance(file.get(name), h5py.Dataset)}
+    matrices = [name for name, dataset in datasets.items() if len(dataset.shape or ()) == 2]
+    if len(matrices) != 1:
+        found = f"found {', '.join(matrices)}" if matrices else "found none"
+        raise FileFormatError(
+            f"holds no /observations, and not exactly one 2-D dataset at the root ({found}): "
+            "make a file with `fastrfm convert` or write_observations"
+        )
+    return str(matrices[0])
+
+
+def _read_anndata(file: h5py.File) -> Observations:
+    if "X" not in file:
+        raise FileFormatError("is an anndata file without X: only X is read")
+    matrix = file["X"]
+    shape = _shape(matrix) if isinstance(matrix, h5py.Group) else get_dataset(file, "X", (None, None)).shape
+    names = tuple(_anndata_names(file, axis, size) for axis, size in zip(("obs", "var"), shape, strict=True))
+    if isinstance(matrix, h5py.Group):
+        return _read_compressed(matrix, shape, names)
+    return Observations.from_dense(matrix[...], row_names=names[0], col_names=names[1])
+
+
+def _anndata_names(file: h5py.File, axis: str, size: int) -> np.ndarray | None:
+    if not isinstance(file.get(axis), h5py.Group) or "_index" not in file[axis].attrs:
+        return None
+    return read_names(file[axis], get_attribute(file[axis], "_index", str), size)
+
+
+def _shape(group: h5py.Group) -> tuple[int, int]:
+    shape = get_attribute(group, "shape", list)
+    if len(shape) != 2 or not all(isinstance(size, int) for size in shape):
+        raise FileFormatError(f"attribute shape of {group.name} must be two whole numbers, got {shape}")
+    if min(shape) < 1:
+        raise InputError(f"the matrix is empty: shape {tuple(shape)} has no entries")
+    return shape[0], shape[1]
+
+
+def _read_compressed(group: h5py.Group, shape: tuple[int, int], names: tuple[Any, ...]) -> Observations:
+    encoding = get_attribute(group, "encoding-type", str)
+    if encoding not in ("csr_matrix", "csc_matrix"):
+        raise FileFormatError(f"{group.name} must be a csr_matrix or csc_matrix, got encoding-type {encoding!r}")
+    by_column = encoding == "csc_matrix"
+    data = get_dataset(group, "data", (None,))
+    indices = get_dataset(group, "indices", data.shape, "iu")[...]
+    indptr = get_dataset(group, "indptr", (shape[by_column] + 1,), "iu")[...].astype(np.int64)
+    values = data[...]
+    if indptr[0] != 0 or indptr[-1] != values.size or np.any(np.diff(indptr) < 0):
+        raise InputError(f"{group.name}/indptr must rise from 0 to the number of values ({values.size})")
+    if by_column:
+        cols = np.repeat(np.arange(shape[1]), np.diff(indptr))
+        return Observations.from_coo(indices, cols, values, shape, row_names=names[0], col_names=names[1])
+    return Observations.from_csr(indptr, indices, values, shape, row_names=names[0], col_names=names[1])
+
+
+# --- results ------------------------------------------------------------------------------------------------------
+
+
+def write_result(path: PathLike, result: CompletionResult, *, force: bool = False) -> None:
+    """Write a completion, with history, options and names, to an HDF5 file.
+
+    Raises
+    ------
+    OutputExistsError, WriteError
+        See :func:`fastrfm.atomic.writing`; what was at `path` before is then untouched.
+    InputError
+        If an option is not None, a bool, int, float or str.
+    """
+    with writing(path, force) as aside, h5py.File(aside, "w") as file:
+        _mark(file)
+        group = file.create_group("result")
+        for name in _SCALARS:
+            set_attribute(group, name, getattr(result, name))
+        for name in ("left", "right", "singular_values"):
+            group.create_dataset(name, data=getattr(result, name))
+        if result.offsets is not None:
+            offsets = group.create_group("offsets")
+            set_attribute(offsets, "mean", float(result.offsets.mean))
+            offsets.create_dataset("rows", data=result.offsets.rows)
+            offsets.create_dataset("cols", data=result.offsets.cols)
+        history = group.create_group("history", track_order=True)
+        for name, values in result.history.items():
+            history.create_dataset(name, data=values)
+        options = group.create_group("options")
+        for name, value in result.options.items():
+            set_attribute(options, name, value)
+        write_names(file, result.row_names, result.col_names)
+
+
+def read_result(path: PathLike) -> CompletionResult:
+    """Return a completion as :func:`write_result` stored it.
+
+    Raises
+    ------
+    MissingFileError
+        If there is no such file.
+    FileFormatError
+        If it is not a file of fastrfm's with a result, is truncated, of another version, or if a dataset or
+        attribute is missing or has the wrong shape or type.
+    """
+    with reading(path) as file:
+        return _read_result(file, _kind(file))
+
+
+def _read_result(file: h5py.File, kind: str) -> CompletionResult:
+    if kind != "result":
+        raise FileFormatError("holds no result: give a file that `fastrfm complete` or write_result made")
+    group = get_group(file, "result")
+    scalars = {name: get_attribute(group, name, wanted) for name, wanted in _SCALARS.items()}
+    left = get_dataset(group, "left", (None, None))
+    right = get_dataset(group, "right", (None, left.shape[1]))
+    n_rows, n_cols = left.shape[0], right.shape[0]
+    offsets = None
+    if "offsets" in group:
+        part = get_group(group, "offsets")
+        rows, cols = get_dataset(part, "rows", (n_rows,)), get_dataset(part, "cols", (n_cols,))
+        offsets = Offsets(float(get_attribute(part, "mean", (float, int))), rows[...], cols[...])
+    n_iter = scalars.pop("n_iter")  # a result counts its history
+    stored = get_group(group, "history")
+    history = {name: get_dataset(stored, name, (n_iter,))[...] for name in stored}
+    for name in ("change", "seconds"):
+        if name not in history:
+            raise FileFormatError(f"dataset {stored.name}/{name} is missing")
+    return CompletionResult(
+        left=left[...],
+        right=right[...],
+        offsets=offsets,
+        singular_values=get_dataset(group, "singular_values", (scalars["rank"],))[...],
+        history=history,
+        options=get_attributes(get_group(group, "options")),
+        row_names=read_names(file, "row_names", n_rows),
+        col_names=read_names(file, "col_names", n_cols),
+        **scalars,
+    )
+
+
+# --- describing ---------------------------------------------------------------------------------------------------
+
+
+def describe(path: PathLike) -> dict[str, Any]:
+    """Return what a file holds, in plain Python values, after checking it as the readers do.
+
+    Returns
+    -------
+    dict
+        Always: ``kind`` ("observations", "anndata", "dense" or "result"), ``shape``, ``n_observed``,
+        ``share_observed``, ``dtype``, ``n_empty_rows``, ``n_empty_cols`` (without observation), ``has_row_names``,
+        ``has_col_names``, ``attributes`` (those of the root that the format does not use) and ``n_bytes`` on disk.
+        Of observations also ``min_value`` and ``max_value`` (data's unit). Of a result also ``rank``,
+        ``stop_reason``, ``n_iter``, ``masked_rmse`` (data's unit), ``has_offsets`` and ``options`` (dict).
+
+    Raises
+    ------
+    MissingFileError, FileFormatError, InputError
+        As :func:`open_observations` and :func:`read_result`.
+    """
+    with reading(path) as file:
+        kind, attributes = _kind(file), get_attributes(file, leave_out=_RESERVED)
+        found = _read_result(file, kind) if kind == "result" else _read_observations(file, kind)
+    about = _about_result(found) if isinstance(found, CompletionResult) else _about_observations(found)
+    return {
+        "kind": kind,
+        "shape": found.shape,
+        "n_observed": found.n_observed,
+        "share_observed": found.n_observed / (found.shape[0] * found.shape[1]),
+        **about,
+        "has_row_names": found.row_names is not None,
+        "has_col_names": found.col_names is not None,
+        "attributes": attributes,
+        "n_bytes": os.path.getsize(path),
+    }
+
+
+def _about_observations(observations: Observations) -> dict[str, Any]:
+    return {
+        "dtype": str(observations.dtype),
+        "min_value": float(observations.values.min()),
+        "max_value": float(observations.values.max()),
+        "n_empty_rows": int(np.count_nonzero(observations.row_counts == 0)),
+        "n_empty_cols": int(np.count_nonzero(observations.col_counts == 0)),
+    }
+
+
+def _about_result(result: CompletionResult) -> dict[str, Any]:
+    return {
+        "dtype": str(result.left.dtype),
+        "n_empty_rows": result.n_empty_rows,
+        "n_empty_cols": result.n_empty_cols,
+        "rank": result.rank,
+        "stop_reason": result.stop_reason,
+        "n_iter": result.n_iter,
+        "masked_rmse": result.masked_rmse,
+        "has_offsets": result.offsets is not None,
+        "options": result.options,
+    }

@@ -1,0 +1,299 @@
+"""Naive numpy twins of everything that fastrfm computes: written for reading, checked in ``test_reference.py``.
+
+Imports nothing from fastrfm. Matrices are dense with a boolean mask of the observed entries; every formula is
+section 1, 2, 4 or 5 of the method's notes, row by row and without shortcuts. Symbols: G = XᵀX, K = (G + ε² I)^(2α),
+λ the ridge, δ = ε^(4α), p = 2 − 4α. Not here: random problems (``problems``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+# --- small dense pieces -------------------------------------------------------------------------------------------
+
+
+def cholesky_solve(matrix: np.ndarray, rhs: np.ndarray) -> np.ndarray:
+    """Return the solution of a positive definite system, by the textbook loops."""
+    n = len(rhs)
+    lower = np.zeros((n, n))
+    for j in range(n):
+        for i in range(j, n):
+            total = matrix[i, j] - lower[i, :j] @ lower[j, :j]
+            lower[i, j] = np.sqrt(total) if i == j else total / lower[j, j]
+    forward = np.zeros(n)
+    for i in range(n):
+        forward[i] = (rhs[i] - lower[i, :i] @ forward[:i]) / lower[i, i]
+    solution = np.zeros(n)
+    for i in range(n - 1, -1, -1):
+        solution[i] = (forward[i] - lower[i + 1 :, i] @ solution[i + 1 :]) / lower[i, i]
+    return solution
+
+
+def symmetric_power(matrix: np.ndarray, power: float) -> np.ndarray:
+    """Return a power of a symmetric positive semidefinite matrix, from its eigenvalues."""
+    eigenvalues, vectors = np.linalg.eigh(matrix)
+    return vectors @ np.diag(np.maximum(eigenvalues, 0.0) ** power) @ vectors.T
+
+
+def feature_gram(gram: np.ndarray, agop_power: float, smoothing: float) -> np.ndarray:
+    """Return K = (G + ε² I)^(2α)."""
+    return symmetric_power(gram + smoothing**2 * np.eye(len(gram)), 2.0 * agop_power)
+
+
+def published_feature_gram(gram: np.ndarray, agop_power: float, ridge: float, n_rows: int) -> np.ndarray:
+    """Return K as the authors' code has it: (G / n_rows)^(2α) + ridge I, to be used with λ = 0."""
+    return symmetric_power(gram / n_rows, 2.0 * agop_power) + ridge * np.eye(len(gram))
+
+
+# --- one-sided iteration, dense -----------------------------------------------------------------------------------
+
+
+def dense_iteration(
+    values: np.ndarray, mask: np.ndarray, kernel_matrix: np.ndarray, ridge: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return X and G = XᵀX after one pass of section 2 over the rows; λ = `ridge`."""
+    n_rows, n_cols = mask.shape
+    estimate, gram = np.zeros((n_rows, n_cols)), np.zeros((n_cols, n_cols))
+    for i in range(n_rows):
+        columns = np.flatnonzero(mask[i])
+        if columns.size:
+            system = kernel_matrix[np.ix_(columns, columns)] + ridge * np.eye(columns.size)
+            estimate[i] = np.linalg.solve(system, values[i, columns]) @ kernel_matrix[columns]
+        gram += np.outer(estimate[i], estimate[i])
+    return estimate, gram
+
+
+def dense_iterates(
+    values: np.ndarray, mask: np.ndarray, agop_power: float, smoothings: list[float], ridge: float
+) -> Iterator[np.ndarray]:
+    """Yield X after each iteration, one per ε, from X = 0."""
+    gram = np.zeros((mask.shape[1], mask.shape[1]))
+    for smoothing in smoothings:
+        estimate, gram = dense_iteration(values, mask, feature_gram(gram, agop_power, smoothing), ridge)
+        yield estimate
+
+
+def irls_iterates(
+    values: np.ndarray, mask: np.ndarray, schatten_p: float, smoothing: float, ridge: float, n_iter: int
+) -> Iterator[np.ndarray]:
+    """Yield the iterates of IRLS-p from X = 0: no K, but W = (XᵀX + ε² I)^(p/2 − 1) and the optimality conditions.
+
+    Row i minimises ``x W xᵀ`` subject to x = y on its observed entries (λ = 0), or ``½ ‖x − y‖² + λ/2 x W xᵀ``.
+    """
+    n_rows, n_cols = mask.shape
+    estimate = np.zeros((n_rows, n_cols))
+    for _ in range(n_iter):
+        shifted = estimate.T @ estimate + smoothing**2 * np.eye(n_cols)
+        weights = symmetric_power(shifted, schatten_p / 2.0 - 1.0)
+        estimate = np.zeros((n_rows, n_cols))
+        for i in range(n_rows):
+            select = np.eye(n_cols)[mask[i]]
+            n = len(select)
+            if ridge == 0.0:
+                conditions = np.block([[weights, select.T], [select, np.zeros((n, n))]])
+                rhs = np.concatenate([np.zeros(n_cols), values[i, mask[i]]])
+                estimate[i] = np.linalg.solve(conditions, rhs)[:n_cols]
+            else:
+                estimate[i] = np.linalg.solve(select.T @ select + ridge * weights, select.T @ values[i, mask[i]])
+        yield estimate
+
+
+def objective(
+    estimate: np.ndarray, values: np.ndarray, mask: np.ndarray, agop_power: float, smoothing: float, ridge: float
+) -> float:
+    """Return F(X) = ½ ‖P_Ω(X − Y)‖² + λ ψ(X), section 1."""
+    singular_values = np.linalg.svd(estimate, compute_uv=False)
+    schatten_p = 2.0 - 4.0 * agop_power
+    if schatten_p == 0.0:
+        penalty = 0.5 * float(np.sum(np.log1p((singular_values / smoothing) ** 2)))
+    else:
+        powers = (singular_values**2 + smoothing**2) ** (schatten_p / 2.0) - smoothing**schatten_p
+        penalty = float(np.sum(powers)) / schatten_p
+    return 0.5 * float(np.sum((estimate - values)[mask] ** 2)) + ridge * penalty
+
+
+# --- one-sided iteration, factored --------------------------------------------------------------------------------
+
+
+def floored_feature_gram(
+    singular_values: np.ndarray, vectors: np.ndarray, agop_power: float, smoothing: float, most: int | None = None
+) -> np.ndarray:
+    """Return K = V diag(d) Vᵀ + δ I with d_j = max(σ_j, ε)^(4α) − δ, the factored form's rule, at most `most` d_j."""
+    power = 4.0 * agop_power
+    weights = np.maximum(singular_values, smoothing) ** power - smoothing**power
+    if most is not None:
+        weights[most:] = 0.0
+    return vectors @ np.diag(weights) @ vectors.T + smoothing**power * np.eye(len(vectors))
+
+
+def factored_iteration(
+    previous: np.ndarray,
+    values: np.ndarray,
+    mask: np.ndarray,
+    *,
+    agop_power: float,
+    smoothing: float,
+    ridge: float,
+    most: int | None = None,
+) -> np.ndarray:
+    """Return the next X of the factored form from the previous one, with an exact singular value decomposition."""
+    _, singular_values, vt = np.linalg.svd(previous, full_matrices=False)
+    kernel_matrix = floored_feature_gram(singular_values, vt.T, agop_power, smoothing, most)
+    return dense_iteration(values, mask, kernel_matrix, ridge)[0]
+
+
+def subspace_step(estimate: np.ndarray, basis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return singular values and right vectors of X as seen after one block step from `basis`: Xᵀ orth(X basis)."""
+    directions = np.linalg.qr(estimate @ basis)[0]
+    vectors, singular_values, _ = np.linalg.svd(estimate.T @ directions, full_matrices=False)
+    return singular_values, vectors
+
+
+def soft_impute(
+    values: np.ndarray, mask: np.ndarray, ridge: float, n_iter: int = 20000, tol: float = 1e-10
+) -> np.ndarray:
+    """Return the minimiser of ½ ‖P_Ω(X − Y)‖² + λ ‖X‖_* by proximal gradient steps of length one."""
+    estimate = np.zeros(mask.shape)
+    for _ in range(n_iter):
+        left, singular_values, right = np.linalg.svd(np.where(mask, values, estimate), full_matrices=False)
+        following = (left * np.maximum(singular_values - ridge, 0.0)) @ right
+        change = np.linalg.norm(following - estimate)
+        estimate = following
+        if change <= tol * max(np.linalg.norm(estimate), 1e-300):
+            break
+    return estimate
+
+
+def nuclear_objective(estimate: np.ndarray, values: np.ndarray, mask: np.ndarray, ridge: float) -> float:
+    """Return ½ ‖P_Ω(X − Y)‖² + λ ‖X‖_*."""
+    nuclear = np.linalg.svd(estimate, compute_uv=False).sum()
+    return 0.5 * float(np.sum((estimate - values)[mask] ** 2)) + ridge * float(nuclear)
+
+
+# --- offsets ------------------------------------------------------------------------------------------------------
+
+
+def offsets(
+    values: np.ndarray, mask: np.ndarray, n_sweeps: int = 100, tol: float = 1e-6
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """Return mean, row and column offsets by expectation-maximisation, entry by entry."""
+    n_rows, n_cols = mask.shape
+    entries = [(i, j) for i in range(n_rows) for j in range(n_cols) if mask[i, j]]
+    row_members = [[j for j in range(n_cols) if mask[i, j]] for i in range(n_rows)]
+    col_members = [[i for i in range(n_rows) if mask[i, j]] for j in range(n_cols)]
+    mean = sum(values[e] for e in entries) / len(entries)
+    spread = np.sqrt(sum((values[e] - mean) ** 2 for e in entries) / len(entries))
+    rows, cols = np.zeros(n_rows), np.zeros(n_cols)
+    row_shrinkage = col_shrinkage = 1.0
+    for _ in range(n_sweeps):
+        old_rows, old_cols = rows.copy(), cols.copy()
+        for i, members in enumerate(row_members):
+            if members:
+                rows[i] = sum(values[i, j] - mean - cols[j] for j in members) / (len(members) + row_shrinkage)
+        for j, members in enumerate(col_members):
+            if members:
+                cols[j] = sum(values[i, j] - mean - rows[i] for i in members) / (len(members) + col_shrinkage)
+        noise = sum((values[i, j] - mean - rows[i] - cols[j]) ** 2 for i, j in entries) / len(entries)
+        row_shrinkage = _shrinkage(rows, row_members, noise, row_shrinkage)
+        col_shrinkage = _shrinkage(cols, col_members, noise, col_shrinkage)
+        for side, members in ((rows, row_members), (cols, col_members)):
+            seen = [g for g, group in enumerate(members) if group]
+            shift = sum(side[g] for g in seen) / len(seen)
+            side[seen] -= shift
+            mean += shift
+        if max(np.abs(rows - old_rows).max(), np.abs(cols - old_cols).max()) <= tol * spread:
+            break
+    return float(mean), rows, cols
+
+
+def _shrinkage(side: np.ndarray, members: list[list[int]], noise: float, before: float) -> float:
+    # M step: the variance of an offset is its square plus its posterior variance, averaged over the seen ones.
+    seen = [g for g, group in enumerate(members) if group]
+    variance = sum(side[g] ** 2 + noise / (len(members[g]) + before) for g in seen) / len(seen)
+    return noise / variance if variance > 0.0 else 0.0
+
+
+# --- kernels ------------------------------------------------------------------------------------------------------
+
+
+def entries_of(indptr: np.ndarray, indices: np.ndarray, group: int) -> np.ndarray:
+    """Return the positions that group `group` of compressed entries owns, as int64."""
+    return indices[indptr[group] : indptr[group + 1]].astype(np.int64)
+
+
+def masked_residual(
+    indptr: np.ndarray, indices: np.ndarray, values: np.ndarray, left: np.ndarray, right: np.ndarray
+) -> np.ndarray:
+    """Return predicted minus observed at every entry."""
+    dense = left @ right.T
+    rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+    return dense[rows, indices] - values.astype(np.float64)
+
+
+def add_adjoint_columns(
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    values: np.ndarray,
+    coefficients: np.ndarray,
+    basis: np.ndarray,
+    theta: float,
+    directions: np.ndarray,
+    out: np.ndarray,
+) -> np.ndarray:
+    """Return `out` plus (θ P_Ω*(y − C Vᵀ))ᵀ U, entries given by column."""
+    result = out.copy()
+    k = coefficients.shape[1]
+    for j in range(len(indptr) - 1):
+        for t in range(indptr[j], indptr[j + 1]):
+            i = indices[t]
+            residual = float(values[t]) - coefficients[i] @ basis[j, :k]
+            result[j] += theta * residual * directions[i]
+    return result
+
+
+def solve_dual_rows(
+    indptr: np.ndarray, indices: np.ndarray, values: np.ndarray, kernel_matrix: np.ndarray, ridge: float
+) -> np.ndarray:
+    """Return a of (K[J, J] + λ I) a = y for every row, concatenated."""
+    out = np.zeros(len(values))
+    for i in range(len(indptr) - 1):
+        columns, span = entries_of(indptr, indices, i), slice(indptr[i], indptr[i + 1])
+        system = kernel_matrix[np.ix_(columns, columns)] + ridge * np.eye(columns.size)
+        out[span] = np.linalg.solve(system, values[span].astype(np.float64))
+    return out
+
+
+def expand_rows(indptr: np.ndarray, indices: np.ndarray, duals: np.ndarray, kernel_matrix: np.ndarray) -> np.ndarray:
+    """Return the rows x_i = Σ_J a_j K[j, :]."""
+    out = np.zeros((len(indptr) - 1, len(kernel_matrix)))
+    for i in range(len(out)):
+        for t in range(indptr[i], indptr[i + 1]):
+            out[i] += duals[t] * kernel_matrix[indices[t]]
+    return out
+
+
+def solve_factored_rows(
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    values: np.ndarray,
+    basis: np.ndarray,
+    penalty: np.ndarray,
+    theta: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return C, X·basis and Σ r² per row, by the k × k normal equations as a stacked least-squares problem."""
+    n_rows, k = len(indptr) - 1, len(penalty)
+    coefficients, projection = np.zeros((n_rows, k)), np.zeros((n_rows, basis.shape[1]))
+    misfit = np.zeros(n_rows)
+    for i in range(n_rows):
+        columns, span = entries_of(indptr, indices, i), slice(indptr[i], indptr[i + 1])
+        features, observed = basis[columns][:, :k], values[span].astype(np.float64)
+        # Rows sqrt(penalty) c = 0 under V c = y: minimises the ridge regression without squaring its condition.
+        stacked = np.vstack([features, np.diag(np.sqrt(penalty))])
+        coefficients[i] = np.linalg.lstsq(stacked, np.concatenate([observed, np.zeros(k)]), rcond=None)[0]
+        residual = observed - features @ coefficients[i]
+        projection[i, :k] = coefficients[i]
+        projection[i] += theta * (residual @ basis[columns])
+        misfit[i] = residual @ residual
+    return coefficients, projection, misfit

@@ -1,0 +1,88 @@
+"""Tall QR, canonical factors, numerical rank."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastrfm import factors
+from fastrfm.factors import canonical_factors, numerical_rank, tall_qr
+
+
+@pytest.mark.parametrize(
+    ("n", "k"), [(1, 1), (5, 5), (7, 3), (31, 2), (32, 2), (33, 2), (47, 4), (48, 4), (64, 4), (65, 4), (40, 0)]
+)
+def test_tall_qr_is_a_decomposition(monkeypatch, n, k):
+    monkeypatch.setattr(factors, "_CHUNK_ROWS", 16)
+    matrix = np.random.RandomState(n).standard_normal((n, k))
+    before = matrix.copy()
+    q, r = tall_qr(matrix, 2)
+    np.testing.assert_array_equal(matrix, before)
+    assert q.shape == (n, k) and r.shape == (k, k)
+    np.testing.assert_allclose(q @ r, matrix, atol=1e-13 * max(n, 1))
+    np.testing.assert_allclose(q.T @ q, np.eye(k), atol=1e-13)
+    np.testing.assert_array_equal(r, np.triu(r))
+
+
+def test_tall_qr_does_not_depend_on_threads_and_keeps_small_directions(monkeypatch):
+    monkeypatch.setattr(factors, "_CHUNK_ROWS", 64)
+    rng = np.random.RandomState(0)
+    matrix = rng.standard_normal((500, 6)) * np.logspace(0, -14, 6)
+    found = [tall_qr(matrix, n_threads) for n_threads in (1, 2, 3)]
+    for q, r in found[1:]:
+        np.testing.assert_array_equal(q, found[0][0])
+        np.testing.assert_array_equal(r, found[0][1])
+    np.testing.assert_allclose(found[0][0].T @ found[0][0], np.eye(6), atol=1e-13)
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1), (6, 4, 4), (4, 6, 4), (20, 15, 3), (5, 5, 0)])
+def test_canonical_factors_are_the_decomposition(size):
+    n_rows, n_cols, k = size
+    rng = np.random.RandomState(k)
+    left, right = rng.standard_normal((n_rows, k)), rng.standard_normal((n_cols, k))
+    new_left, new_right, singular_values = canonical_factors(left, right)
+    assert new_left.shape == left.shape and new_right.shape == right.shape and singular_values.shape == (k,)
+    np.testing.assert_allclose(new_left @ new_right.T, left @ right.T, atol=1e-12)
+    np.testing.assert_allclose(new_right.T @ new_right, np.eye(k), atol=1e-12)
+    np.testing.assert_allclose(new_left.T @ new_left, np.diag(singular_values**2), atol=1e-11)
+    if k:
+        wanted = np.linalg.svd(left @ right.T, compute_uv=False)[:k]
+        np.testing.assert_allclose(singular_values, wanted, atol=1e-12)
+        peaks = np.argmax(np.abs(new_right), axis=0)
+        assert np.all(new_right[peaks, np.arange(k)] > 0.0)
+
+
+def test_canonical_factors_keep_directions_that_a_gram_would_lose():
+    rng = np.random.RandomState(0)
+    left = np.linalg.qr(rng.standard_normal((30, 3)))[0] * np.array([1.0, 1e-6, 1e-12])
+    right = np.linalg.qr(rng.standard_normal((20, 3)))[0]
+    singular_values = canonical_factors(left, right)[2]
+    np.testing.assert_allclose(singular_values, [1.0, 1e-6, 1e-12], rtol=1e-3)
+
+
+def test_canonical_factors_are_idempotent():
+    rng = np.random.RandomState(1)
+    once = canonical_factors(rng.standard_normal((9, 3)), rng.standard_normal((8, 3)))
+    twice = canonical_factors(once[0], once[1])
+    for a, b in zip(once, twice, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-12)
+
+
+@given(st.lists(st.floats(0.0, 1e6), max_size=8), st.floats(1e-9, 1.0))
+@settings(max_examples=60, deadline=None)
+def test_numerical_rank_is_the_smallest_that_keeps_the_tolerance(numbers, tol):
+    singular_values = np.sort(np.array(numbers, dtype=np.float64))[::-1]
+    rank = numerical_rank(singular_values, tol)
+    norm = np.sqrt(np.sum(singular_values**2))
+    assert np.sqrt(np.sum(singular_values[rank:] ** 2)) <= tol * norm * (1 + 1e-9)
+    if rank:
+        assert np.sqrt(np.sum(singular_values[rank - 1 :] ** 2)) >= tol * norm * (1 - 1e-9)
+
+
+def test_numerical_rank_at_the_edges():
+    assert numerical_rank(np.zeros(0), 1e-3) == 0
+    assert numerical_rank(np.zeros(4), 1e-3) == 0
+    assert numerical_rank(np.ones(4), 0.0) == 4
+    assert numerical_rank(np.array([1.0, 0.0]), 0.0) == 1

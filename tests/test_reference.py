@@ -1,0 +1,174 @@
+"""The naive twins themselves: against numpy.linalg, against each other, and against the published iterates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+from problems import haar, low_rank_problem, random_mask
+
+PUBLISHED = Path(__file__).resolve().parent / "data" / "published_iterates.npz"
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 33])
+def test_cholesky_solve_equals_numpy(n):
+    rng = np.random.RandomState(n)
+    root = rng.standard_normal((n, n + 2))
+    matrix, rhs = root @ root.T, rng.standard_normal(n)
+    np.testing.assert_allclose(reference.cholesky_solve(matrix, rhs), np.linalg.solve(matrix, rhs), rtol=1e-8)
+
+
+def test_symmetric_power_equals_numpy():
+    root = np.random.RandomState(0).standard_normal((7, 9))
+    matrix = root @ root.T
+    half = reference.symmetric_power(matrix, 0.5)
+    np.testing.assert_allclose(half @ half, matrix, rtol=1e-10)
+    np.testing.assert_allclose(reference.symmetric_power(matrix, -1.0), np.linalg.inv(matrix), rtol=1e-8)
+    np.testing.assert_allclose(
+        reference.symmetric_power(matrix, 3.0), np.linalg.matrix_power(matrix, 3), rtol=1e-10
+    )
+
+
+@pytest.mark.parametrize(("name", "power"), [("half", 0.5), ("one", 1.0), ("quarter", 0.25), ("half_by_svd", 0.5)])
+def test_dense_iteration_equals_published(name, power):
+    with np.load(PUBLISHED) as stored:
+        truth, mask, ridge = stored["truth"], stored["observed"], float(stored["ridge"])
+        published = stored[f"power_{name}"]
+    kernel_matrix = (1.0 + ridge) * np.eye(40)
+    for wanted in published:
+        estimate, gram = reference.dense_iteration(truth, mask, kernel_matrix, 0.0)
+        np.testing.assert_allclose(estimate, wanted, atol=1e-11)
+        np.testing.assert_allclose(gram, estimate.T @ estimate, atol=1e-10)
+        kernel_matrix = reference.published_feature_gram(gram, power, ridge, 40)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.3])
+@pytest.mark.parametrize("schatten_p", [1.0, 0.5, 0.0, -2.0])
+def test_reweighted_iterates_equal_irls(schatten_p, ridge):
+    problem = low_rank_problem(14, 11, 2, oversampling=1.8, seed=3)
+    power = (2.0 - schatten_p) / 4.0
+    ours = reference.dense_iterates(problem.truth, problem.mask, power, [0.5] * 8, ridge)
+    theirs = reference.irls_iterates(problem.truth, problem.mask, schatten_p, 0.5, ridge, 8)
+    for estimate, wanted in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(estimate, wanted, atol=1e-9)
+
+
+@pytest.mark.parametrize("power", [0.25, 0.375, 0.5, 1.0])
+def test_objective_is_stationary_where_the_iteration_stands_still(power):
+    problem = low_rank_problem(9, 7, 2, oversampling=1.7, seed=1)
+    estimate = None
+    for estimate in reference.dense_iterates(problem.truth, problem.mask, power, [0.7] * 400, 0.2):  # noqa: B007
+        pass
+    rng = np.random.RandomState(0)
+    for _ in range(3):
+        direction = rng.standard_normal(problem.mask.shape)
+        step = 1e-5
+        up, down = (
+            reference.objective(estimate + sign * step * direction, problem.truth, problem.mask, power, 0.7, 0.2)
+            for sign in (1.0, -1.0)
+        )
+        assert abs(up - down) / (2.0 * step) < 1e-6
+
+
+def test_objective_at_p_0_is_the_limit_of_small_p():
+    problem = low_rank_problem(6, 5, 2, oversampling=1.2, seed=2)
+    arguments = problem.truth, problem.truth, problem.mask
+    near = reference.objective(*arguments, 0.5 - 1e-7, 0.4, 1.0)
+    assert near == pytest.approx(reference.objective(*arguments, 0.5, 0.4, 1.0), rel=1e-5)
+
+
+def test_floored_feature_gram_has_the_stated_eigenvalues():
+    vectors = haar(np.random.RandomState(0), 6, 3)
+    kernel_matrix = reference.floored_feature_gram(np.array([3.0, 2.0, 0.1]), vectors, 0.25, 0.5)
+    np.testing.assert_allclose(np.linalg.eigvalsh(kernel_matrix), [0.5, 0.5, 0.5, 0.5, 2.0, 3.0])
+    cut = reference.floored_feature_gram(np.array([3.0, 2.0, 0.1]), vectors, 0.25, 0.5, most=1)
+    np.testing.assert_allclose(np.linalg.eigvalsh(cut), [0.5, 0.5, 0.5, 0.5, 0.5, 3.0])
+
+
+def test_subspace_step_from_a_full_block_is_the_decomposition():
+    estimate = np.random.RandomState(0).standard_normal((9, 5))
+    singular_values, vectors = reference.subspace_step(estimate, haar(np.random.RandomState(1), 5, 5))
+    np.testing.assert_allclose(singular_values, np.linalg.svd(estimate, compute_uv=False))
+    np.testing.assert_allclose(vectors @ np.diag(singular_values**2) @ vectors.T, estimate.T @ estimate, atol=1e-12)
+
+
+def test_soft_impute_satisfies_the_optimality_conditions():
+    problem = low_rank_problem(10, 8, 2, oversampling=1.6, seed=5)
+    ridge = 0.5
+    estimate = reference.soft_impute(problem.truth, problem.mask, ridge)
+    left, singular_values, right = np.linalg.svd(estimate)
+    rank = int(np.sum(singular_values > 1e-9))
+    subgradient = np.where(problem.mask, problem.truth - estimate, 0.0) / ridge
+    aligned = left[:, :rank].T @ subgradient @ right[:rank].T
+    np.testing.assert_allclose(aligned, np.eye(rank), atol=1e-6)
+    assert np.linalg.norm(subgradient, 2) < 1.0 + 1e-6
+    full = np.ones_like(problem.mask)  # fully observed: singular values shrink by the ridge
+    shrunk = np.maximum(np.linalg.svd(problem.truth, compute_uv=False) - ridge, 0.0)
+    found = np.linalg.svd(reference.soft_impute(problem.truth, full, ridge), compute_uv=False)
+    np.testing.assert_allclose(found, shrunk, atol=1e-9)
+    assert reference.nuclear_objective(estimate, problem.truth, problem.mask, ridge) < reference.nuclear_objective(
+        estimate * 1.01, problem.truth, problem.mask, ridge
+    )
+
+
+def test_offsets_of_a_balanced_table_are_shrunken_means():
+    rng = np.random.RandomState(0)
+    table = rng.standard_normal((6, 1)) + rng.standard_normal((1, 5)) + 0.3 * rng.standard_normal((6, 5)) + 10.0
+    mean, rows, cols = reference.offsets(table, np.ones((6, 5), dtype=bool))
+    assert mean == pytest.approx(table.mean())
+    for side, raw in ((rows, table.mean(axis=1) - table.mean()), (cols, table.mean(axis=0) - table.mean())):
+        ratios = side / raw
+        np.testing.assert_allclose(ratios, ratios[0], rtol=1e-5)
+        assert 0.8 < ratios[0] < 1.0
+
+
+def test_kernel_twins_equal_the_dense_iteration():
+    rng = np.random.RandomState(4)
+    mask = random_mask(rng, (8, 6), 0.5)
+    mask[2] = False
+    values = rng.standard_normal((8, 6))
+    root = rng.standard_normal((6, 6))
+    kernel_matrix = root @ root.T + np.eye(6)
+    indptr, indices = np.concatenate(([0], np.cumsum(mask.sum(axis=1)))), np.nonzero(mask)[1]
+    duals = reference.solve_dual_rows(indptr, indices, values[mask], kernel_matrix, 0.2)
+    estimate = reference.expand_rows(indptr, indices, duals, kernel_matrix)
+    wanted, _ = reference.dense_iteration(values, mask, kernel_matrix, 0.2)
+    np.testing.assert_allclose(estimate, wanted, atol=1e-12)
+    # Woodbury: with K = V diag(d) V' + delta I the factored regression gives the same estimate.
+    basis, weights, delta = haar(rng, 6, 3), np.array([3.0, 2.0]), 0.4
+    low_rank = basis[:, :2] @ np.diag(weights) @ basis[:, :2].T + delta * np.eye(6)
+    theta = delta / (0.2 + delta)
+    coefficients, projection, misfit = reference.solve_factored_rows(
+        indptr, indices, values[mask], basis, (0.2 + delta) / weights, theta
+    )
+    inside = coefficients @ basis[:, :2].T
+    wanted, _ = reference.dense_iteration(values, mask, low_rank, 0.2)
+    np.testing.assert_allclose(inside + theta * np.where(mask, values - inside, 0.0), wanted, atol=1e-12)
+    np.testing.assert_allclose(projection, wanted @ basis, atol=1e-12)
+    np.testing.assert_allclose(misfit, (np.where(mask, values - inside, 0.0) ** 2).sum(axis=1), atol=1e-12)
+    residual = reference.masked_residual(indptr, indices, values[mask], coefficients, basis[:, :2])
+    np.testing.assert_allclose(residual, (inside - values)[mask], atol=1e-12)
+
+
+def test_adjoint_twin_equals_a_product():
+    rng = np.random.RandomState(5)
+    mask, values = random_mask(rng, (7, 5), 0.5), rng.standard_normal((7, 5))
+    coefficients, basis, directions = (rng.standard_normal(size) for size in ((7, 2), (5, 3), (7, 4)))
+    indptr, indices = np.concatenate(([0], np.cumsum(mask.sum(axis=0)))), np.nonzero(mask.T)[1]
+    start = rng.standard_normal((5, 4))
+    found = reference.add_adjoint_columns(
+        indptr, indices, values.T[mask.T], coefficients, basis, 0.7, directions, start
+    )
+    sparse = 0.7 * np.where(mask, values - coefficients @ basis[:, :2].T, 0.0)
+    np.testing.assert_allclose(found, start + sparse.T @ directions, atol=1e-12)
+
+
+def test_problems_have_what_they_promise():
+    problem = low_rank_problem(30, 20, 3, oversampling=2.0, condition_number=10.0, seed=7)
+    np.testing.assert_allclose(np.linalg.svd(problem.truth, compute_uv=False)[:4], [10, np.sqrt(10), 1, 0], atol=1e-9)
+    assert problem.mask.sum() == int(2.0 * 3 * 47)
+    assert min(problem.mask.sum(axis=0).min(), problem.mask.sum(axis=1).min()) >= 4
+    with pytest.raises(ValueError, match="raise oversampling"):
+        low_rank_problem(30, 20, 3, oversampling=0.3)
