@@ -20,7 +20,7 @@ from fastrfm.errors import FastrfmError, OutputExistsError, WriteError
 PathLike = str | os.PathLike[str]
 
 
-def check_output(path: PathLike, *, force: bool = False) -> None:
+def check_output(path: PathLike, *, force: bool = False, source: PathLike | None = None) -> None:
     """Make sure that a file can be written at `path`; cheap, so worth calling before a long computation.
 
     Parameters
@@ -28,16 +28,20 @@ def check_output(path: PathLike, *, force: bool = False) -> None:
     path : str or path
     force : bool
         Whether an existing file may be replaced.
+    source : str or path, optional
+        The file that the output is made from; it is never replaced.
 
     Raises
     ------
     OutputExistsError
         If the file exists and `force` is false.
     WriteError
-        If the folder does not exist, is not a folder or does not let us write, or if `path` is something other than
-        a regular file (a folder, a device).
+        If `path` is `source`, if the folder does not exist, is not a folder or does not let us write, or if `path` is
+        something other than a regular file (a folder, a device).
     """
     target = _real(path)
+    if source is not None and target == _real(source):
+        raise WriteError(f"{path}: is the input itself and is kept: give the output another name")
     folder = target.parent
     if not folder.is_dir():
         problem = "is not a folder" if folder.exists() else "does not exist"

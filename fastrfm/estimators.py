@@ -19,6 +19,7 @@ from fastrfm.options import CompletionOptions
 from fastrfm.results import CompletionResult
 from fastrfm.solvers.completion import complete
 from fastrfm.solvers.new_rows import complete_rows, fitted_columns
+from fastrfm.tables import observe_table
 
 SCORE_SHARE = 0.2  # of the observed entries that ``score`` hides
 _PARAMETERS = tuple(option.name for option in fields(CompletionOptions))
@@ -113,7 +114,7 @@ class MatrixCompletion:
         NotConvergedWarning
             If `max_iter` came before `tol`.
         """
-        self._fit(_observe(X))
+        self._fit(observe_table(X))
         return self
 
     def _fit(self, observations: Observations) -> None:
@@ -147,7 +148,7 @@ class MatrixCompletion:
         InputError
             As :meth:`fit`.
         """
-        observations = _observe(X)
+        observations = observe_table(X)
         self._fit(observations)
         return _impute(self.result_, observations)
 
@@ -181,15 +182,15 @@ class MatrixCompletion:
         fitted column gets `column_means_` (with offsets: mean + column offsets), a column that was empty in the fitted
         table gets the mean of the new row's entries (with offsets: mean + row offset).
 
-        Rows of the fitted table come out as :meth:`fit_transform` gives them as far as the fit has converged. With a
-        ridge the default `tol` stops early, and the two differ visibly.
+        Rows of the fitted table come out as :meth:`fit_transform` gives them as far as the fit has converged and `rank`
+        did not cut it short. With a ridge the default `tol` stops early, and the two differ visibly.
         """
         observations = self._observe_rows(X)
         return _impute(self._complete_rows(observations), observations)
 
     def _observe_rows(self, table: Any) -> Observations:
         self._check_fitted("transform")
-        observations = _observe(table, allow_empty=True)
+        observations = observe_table(table, allow_empty=True)
         if observations.n_cols != self.n_features_in_:
             raise InputError(
                 f"X must have {self.n_features_in_} columns like the fitted table, got {observations.n_cols}"
@@ -340,58 +341,6 @@ class MatrixCompletion:
 def _is_default(name: str, value: Any) -> bool:
     default = getattr(CompletionOptions, name)
     return value is default or (type(value) is type(default) and value == default)
-
-
-def _observe(table: Any, *, allow_empty: bool = False) -> Observations:
-    """Return the table's observed entries; `allow_empty` admits a table in which every entry is missing."""
-    import scipy.sparse
-
-    if isinstance(table, Observations):
-        return table
-    is_sparse = scipy.sparse.issparse(table)
-    names: dict[str, np.ndarray | None] = {"row_names": None, "col_names": None}
-    if not is_sparse:
-        if hasattr(table, "columns"):
-            names = {"row_names": _labels(getattr(table, "index", None)), "col_names": _labels(table.columns)}
-        table = _as_array(table)
-    if allow_empty and table.ndim == 2 and min(table.shape) > 0 and _is_all_missing(table, is_sparse):
-        none = np.zeros(0, dtype=np.int32)
-        indptr = np.zeros(table.shape[0] + 1, dtype=np.int64)
-        return Observations(table.shape, indptr, none, np.zeros(0), names["row_names"], names["col_names"])
-    return Observations.from_scipy(table) if is_sparse else Observations.from_dense(table, **names)
-
-
-def _as_array(table: Any) -> np.ndarray:
-    try:
-        if not hasattr(table, "iloc"):
-            return np.asanyarray(table)
-        values: np.ndarray = table.to_numpy()  # pandas; its own missing value pd.NA needs to be told what it becomes
-        if values.dtype.kind not in "fc":
-            values = table.to_numpy(dtype=np.float64, na_value=np.nan)
-        return values
-    except (TypeError, ValueError) as error:
-        raise InputError(f"X must be a table of numbers: {error}") from None
-
-
-def _labels(labels: Any) -> np.ndarray | None:
-    """Return the names on a frame's axis as str; None where there are none or they just count 0, 1, 2, …"""
-    if labels is None:
-        return None
-    array = np.asarray(labels)
-    if array.dtype.kind in "iu" and np.array_equal(array, np.arange(array.size)):
-        return None
-    return np.array([str(label) for label in labels], dtype=object)
-
-
-def _is_all_missing(table: Any, is_sparse: bool) -> bool:
-    if is_sparse:
-        return bool(table.nnz == 0)
-    if isinstance(table, np.ma.MaskedArray):
-        return bool(np.ma.getmaskarray(table).all())
-    try:
-        return bool(table.dtype.kind in "fO" and np.isnan(table.astype(np.float64, copy=False)).all())
-    except (TypeError, ValueError):
-        return False  # not numbers: Observations says so
 
 
 def _impute(estimate: CompletionResult, observations: Observations) -> np.ndarray:

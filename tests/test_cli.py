@@ -437,3 +437,17 @@ def test_evaluate_errors(ratings, tmp_path):
     outcome = run("evaluate", ratings, "--repeats", 1, "--max-iter", 1, "--csv", output, "--force")
     assert outcome.exit_code == 3 and "Not converged in 1 of 1 splits" in outcome.stderr
     assert output.read_text().startswith("split,seed,rmse")
+
+
+def test_the_input_is_never_replaced(ratings, result_file, tmp_path):
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("u0,f0\n")
+    for source, arguments in (
+        (ratings, ("convert", ratings, ratings)),
+        (ratings, ("complete", ratings, "-o", ratings)),
+        (ratings, ("evaluate", ratings, "--csv", ratings)),
+        (result_file, ("predict", result_file, pairs, "-o", result_file)),
+    ):
+        before = source.read_bytes()
+        assert_fails(run(*arguments, "--force"), "is the input itself")
+        assert source.read_bytes() == before

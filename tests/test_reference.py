@@ -26,9 +26,7 @@ def test_symmetric_power_equals_numpy():
     half = reference.symmetric_power(matrix, 0.5)
     np.testing.assert_allclose(half @ half, matrix, rtol=1e-10)
     np.testing.assert_allclose(reference.symmetric_power(matrix, -1.0), np.linalg.inv(matrix), rtol=1e-8)
-    np.testing.assert_allclose(
-        reference.symmetric_power(matrix, 3.0), np.linalg.matrix_power(matrix, 3), rtol=1e-10
-    )
+    np.testing.assert_allclose(reference.symmetric_power(matrix, 3.0), np.linalg.matrix_power(matrix, 3), rtol=1e-10)
 
 
 @pytest.mark.parametrize(("name", "power"), [("half", 0.5), ("one", 1.0), ("quarter", 0.25), ("half_by_svd", 0.5)])

@@ -51,7 +51,7 @@ def command(
     from fastrfm.readers import read_observations
     from fastrfm.store import write_result
 
-    check_output(output, force=force)
+    check_output(output, force=force, source=file)
     observations = read_observations(file)
     options.check_shape(observations.shape)
     fitted, held_out = observations, None

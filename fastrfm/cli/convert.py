@@ -31,7 +31,7 @@ def command(source: Path, destination: Path, layout: str, indexed: bool, force: 
     from fastrfm.readers import read_with_notes
     from fastrfm.store import write_observations
 
-    check_output(destination, force=force)
+    check_output(destination, force=force, source=source)
     reading = read_with_notes(source, layout=layout, indexed=indexed)
     observations = reading.observations
     write_observations(destination, observations, force=force)

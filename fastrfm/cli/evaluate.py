@@ -67,7 +67,7 @@ def command(
     from fastrfm.readers import read_observations
 
     if table_file is not None:
-        check_output(table_file, force=force)
+        check_output(table_file, force=force, source=file)
     observations = read_observations(file)
     options.check_shape(observations.shape)
     rows: list[Row] = []

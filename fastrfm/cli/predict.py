@@ -47,7 +47,7 @@ def command(result_file: Path, pairs_file: Path, output: Path | None, by: str, f
     from fastrfm.store import read_result
 
     if output is not None:
-        check_output(output, force=force)
+        check_output(output, force=force, source=result_file)
     result = read_result(result_file)
     text = open_text(pairs_file)
     lookups = _lookups(result, by)

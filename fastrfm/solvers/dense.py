@@ -186,7 +186,7 @@ def solve_dense(
         sigma_next = 0.0
         if options.smoothing == "sigma_next":
             sigma_next = _sigma_next(step.gram, options.rank or 0)
-        smoothing = next_smoothing(options.smoothing, smoothing, change=change, sigma_next=sigma_next, floor=floor)
+        smoothing = next_smoothing(options.smoothing, smoothing, change=change, error=monitor.error_estimate * norm, sigma_next=sigma_next, floor=floor)
         kernel_matrix = feature_gram(step.gram, options.agop_power, smoothing)
     left, right = _factor(observations, kernel_matrix, step.gram, options)
     return left, right, monitor

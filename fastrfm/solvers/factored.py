@@ -219,7 +219,7 @@ def solve_factored(
             break
         singular_values, basis = subspace_step(observations, features, coefficients, projection, n_threads)
         smoothing = next_smoothing(
-            options.smoothing, smoothing, change=change, sigma_next=_sigma_next(singular_values, options), floor=floor
+            options.smoothing, smoothing, change=change, error=monitor.error_estimate * norm, sigma_next=_sigma_next(singular_values, options), floor=floor
         )
     k = min(numerical_rank(singular_values, options.effective_tol), options.rank or n_directions, k)
     features = FeatureFactors(basis[:, :k], features.penalty[:k], features.theta)

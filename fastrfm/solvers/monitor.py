@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from fastrfm.solvers.smoothing import CHANGE_SHARE
 
 _RATE_SPAN = 6  # iterations over which q is measured; single steps are too uneven
 _SLOWEST_RATE = 0.9999
+_WINDOW = 6
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Monitor:
         self._callback = callback
         self._start = time.perf_counter()
         self._changes: list[float] = []
+        self._extrapolations: deque[float] = deque(maxlen=_WINDOW)
+        self.error_estimate = math.inf
         self._records: list[Iteration] = []
         self.stop_reason = ""
 
@@ -73,7 +77,7 @@ class Monitor:
         norm = max(norm, tol * self._data_norm)
         relative = change / norm if norm > 0.0 else 0.0
         self._changes.append(relative)
-        estimate = self._error_estimate()
+        estimate = self.error_estimate = self._error_estimate()
         if self._options.smoothing in ("iterate_change", "geometric"):
             # Under a large ε nothing moves yet, which is not convergence.
             settled = smoothing <= max(2.0 * tol / CHANGE_SHARE * norm, 2.0 * floor)
@@ -110,13 +114,14 @@ class Monitor:
         return {name: np.array([getattr(record, name) for record in self._records]) for name in names}
 
     def _error_estimate(self) -> float:
-        if len(self._changes) <= _RATE_SPAN:
-            return math.inf
-        now, then = self._changes[-1], self._changes[-1 - _RATE_SPAN]
-        if now == 0.0:
-            return 0.0
-        rate = min((now / then) ** (1.0 / _RATE_SPAN), _SLOWEST_RATE) if then > 0.0 else _SLOWEST_RATE
-        return now * max(rate / (1.0 - rate), 1.0)
+        """Return the largest of the last few extrapolations: a single lucky one must neither stop nor drive ε."""
+        raw = math.inf
+        if len(self._changes) > _RATE_SPAN:
+            now, then = self._changes[-1], self._changes[-1 - _RATE_SPAN]
+            rate = min((now / then) ** (1.0 / _RATE_SPAN), _SLOWEST_RATE) if then > 0.0 else _SLOWEST_RATE
+            raw = now * max(rate / (1.0 - rate), 1.0)
+        self._extrapolations.append(raw)
+        return max(self._extrapolations)
 
     def _progress(self, estimate: float, tol: float) -> float:
         before = self._records[-1].progress if self._records else 0.0

@@ -13,12 +13,17 @@ to 1e-1 whatever its factor; ``iterate_change`` and ``sigma_next`` reach machine
 
 from __future__ import annotations
 
+import math
+
 CHANGE_SHARE = 0.1  # ε stays above (change of the estimate) / CHANGE_SHARE
 LARGEST_DROP = 2.0
+ERROR_SHARE = 0.3
 GEOMETRIC_FACTOR = 1.05
 
 
-def next_smoothing(rule: str, smoothing: float, *, change: float, sigma_next: float, floor: float) -> float:
+def next_smoothing(
+    rule: str, smoothing: float, *, change: float, error: float, sigma_next: float, floor: float
+) -> float:
     """Return ε for the next iteration, at most `smoothing`.
 
     Parameters
@@ -35,7 +40,7 @@ def next_smoothing(rule: str, smoothing: float, *, change: float, sigma_next: fl
         Smallest useful ε, in the data's unit: below it K is rank-deficient to working precision.
     """
     if rule == "iterate_change":
-        wanted = max(smoothing / LARGEST_DROP, change / CHANGE_SHARE)
+        wanted = max(smoothing / LARGEST_DROP, change / CHANGE_SHARE, ERROR_SHARE * error if math.isfinite(error) else 0.0)
     elif rule == "sigma_next":
         wanted = sigma_next
     elif rule == "geometric":
