@@ -10,6 +10,7 @@ checks in parallel kernels). The disk cache does not see that switch: give it it
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -73,7 +74,11 @@ def check_thread_count(n_threads: int | None) -> int:
     limit = available_threads()
     if n_threads is None:
         return limit
-    if isinstance(n_threads, bool) or int(n_threads) != n_threads or not 1 <= n_threads <= limit:
+    try:
+        is_good = not isinstance(n_threads, bool) and 1 <= operator.index(n_threads) <= limit
+    except TypeError:
+        is_good = False
+    if not is_good:
         raise InputError(f"n_threads must be a whole number between 1 and {limit} (this machine), got {n_threads!r}")
     return int(n_threads)
 

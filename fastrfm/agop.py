@@ -11,8 +11,8 @@ import numpy as np
 from fastrfm.kernels.gram import accumulate_gram, shift_and_mirror
 
 
-def feature_gram(gram: np.ndarray, agop_power: float, smoothing: float) -> np.ndarray:
-    """Return K = (G + smoothing² I)^(2 agop_power), symmetric (n, n) float64.
+def feature_gram(gram: np.ndarray, agop_power: float, smoothing: float, *, unit: float = 1.0) -> np.ndarray:
+    """Return K = ((G + smoothing² I) / unit²)^(2 agop_power), symmetric (n, n) float64.
 
     Parameters
     ----------
@@ -22,14 +22,18 @@ def feature_gram(gram: np.ndarray, agop_power: float, smoothing: float) -> np.nd
         Above 0.
     smoothing : float
         ε, in the unit of the data.
+    unit : float
+        Above 0, in the unit of the data. With a unit near the size of the estimate no power overflows; the ridge that
+        goes with K is then λ / unit^(4 agop_power).
     """
+    scale, shift = 1.0 / (unit * unit), (smoothing / unit) ** 2
     out = np.empty_like(gram)
     if agop_power in (0.5, 1.0):
-        shift_and_mirror(gram, 1.0, smoothing * smoothing, out)
+        shift_and_mirror(gram, scale, shift, out)
         return out if agop_power == 0.5 else _self_product(out)
     eigenvalues, vectors = np.linalg.eigh(gram, UPLO="L")
     # Rounding can push the smallest eigenvalues of a Gram below zero; the true ones are not.
-    powers = (np.maximum(eigenvalues, 0.0) + smoothing * smoothing) ** (2.0 * agop_power)
+    powers = (np.maximum(eigenvalues, 0.0) * scale + shift) ** (2.0 * agop_power)
     return _self_product(np.ascontiguousarray((vectors * np.sqrt(powers)).T))
 
 

@@ -76,7 +76,7 @@ class MatrixCompletion:
         offsets: bool = CompletionOptions.offsets,
         tol: float | None = CompletionOptions.tol,
         max_iter: int = CompletionOptions.max_iter,
-        smoothing: str = CompletionOptions.smoothing,
+        smoothing: str | float = CompletionOptions.smoothing,
         random_state: int = CompletionOptions.random_state,
         n_threads: int | None = CompletionOptions.n_threads,
         device: str = CompletionOptions.device,

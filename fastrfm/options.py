@@ -6,13 +6,14 @@ Imports nothing heavy, so that ``fastrfm --help`` stays fast. Names as in ``docs
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass, fields
 from typing import Any
 
 from fastrfm.errors import InputError
 
 METHODS = ("auto", "dense", "factored")
-SMOOTHING_RULES = ("iterate_change", "sigma_next", "geometric", "fixed")
+SMOOTHING_RULES = ("iterate_change", "sigma_next", "geometric")
 DEVICES = ("cpu",)
 # Exact data are worth all digits; with noise, more than the first two digits of the estimate are noise.
 EXACT_TOL, NOISY_TOL = 1e-8, 1e-2
@@ -26,10 +27,10 @@ class CompletionOptions:
     ----------
     method : {"auto", "dense", "factored"}
         "dense" is exact one-sided lin-RFM with an n x n feature Gram on the smaller side; "factored" keeps the
-        feature Gram as low-rank plus identity; "auto" takes "dense" where the smaller side is short and no rank is
-        given, else "factored".
+        feature Gram as low-rank plus identity, and wants an agop_power of at least 1/4; "auto" takes "dense" where
+        the smaller side is short and no rank is given, else "factored".
     rank : int or None
-        Largest rank of the answer; None lets the data decide.
+        Largest rank of the answer: its leading directions are kept. None lets the data decide.
     agop_power : float
         alpha > 0: features are reweighted by AGOP**alpha; the penalty is Schatten-p with p = 2 - 4 alpha.
     ridge : float
@@ -40,8 +41,8 @@ class CompletionOptions:
         Stop when the estimated relative distance to the limit falls below it; None means 1e-8 without ridge
         and 1e-2 with one.
     max_iter : int
-    smoothing : {"iterate_change", "sigma_next", "geometric", "fixed"}
-        How epsilon falls; see ``fastrfm.solvers.smoothing``.
+    smoothing : {"iterate_change", "sigma_next", "geometric"} or float
+        How epsilon falls, see ``fastrfm.solvers.smoothing``; or a fixed epsilon above 0, in the data's unit.
     random_state : int
         Seed of the random starting directions and probes.
     n_threads : int or None
@@ -55,15 +56,20 @@ class CompletionOptions:
     ridge: float = 0.0
     offsets: bool = False
     tol: float | None = None
-    max_iter: int = 3000
-    smoothing: str = "iterate_change"
+    max_iter: int = 10_000
+    smoothing: str | float = "iterate_change"
     random_state: int = 0
     n_threads: int | None = None
     device: str = "cpu"
 
     def __post_init__(self) -> None:
         _one_of("method", self.method, METHODS)
-        _one_of("smoothing", self.smoothing, SMOOTHING_RULES)
+        if isinstance(self.smoothing, str):
+            _one_of("smoothing", self.smoothing, SMOOTHING_RULES)
+        else:
+            _number("smoothing", self.smoothing, 0.0, above=True)
+        if not isinstance(self.offsets, bool):
+            raise InputError(f"offsets must be True or False, got {self.offsets!r}")
         _one_of("device", self.device, DEVICES)
         if self.rank is not None:
             _whole("rank", self.rank, 1)
@@ -104,16 +110,16 @@ def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
 
 def _whole(name: str, value: Any, least: int) -> None:
     try:
-        is_whole = not isinstance(value, bool) and int(value) == value
-    except (TypeError, ValueError, OverflowError):
-        is_whole = False
-    if not is_whole or value < least:
+        is_good = not isinstance(value, bool) and operator.index(value) >= least
+    except TypeError:
+        is_good = False
+    if not is_good:
         raise InputError(f"{name} must be a whole number, at least {least}, got {value!r}")
 
 
 def _number(name: str, value: Any, least: float, *, above: bool = False) -> None:
     try:
-        is_good = math.isfinite(value) and (value > least if above else value >= least)
+        is_good = not isinstance(value, bool) and math.isfinite(value) and (value > least if above else value >= least)
     except TypeError:
         is_good = False
     if not is_good:

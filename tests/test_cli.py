@@ -272,7 +272,9 @@ def test_complete_with_bad_files(ratings, result_file, tmp_path):
 @pytest.mark.parametrize("arguments", [["complete", "-o"], ["evaluate", "--csv"]])
 def test_an_output_that_cannot_be_written_is_told_before_the_work(ratings, tmp_path, monkeypatch, arguments):
     monkeypatch.setattr("fastrfm.readers.read_observations", lambda *_: 1 / 0)
-    assert_fails(run(arguments[0], ratings, arguments[1], ratings), "exists already")
+    existing = tmp_path / "existing"
+    existing.write_text("old")
+    assert_fails(run(arguments[0], ratings, arguments[1], existing), "exists already")
     assert_fails(run(arguments[0], ratings, arguments[1], tmp_path / "no" / "a"), "does not exist: make it first")
 
 
@@ -389,7 +391,7 @@ def test_predict_with_bad_files(ratings, result_file, tmp_path):
     assert_fails(run("predict", result_file, tmp_path / "none.csv"), "no such file")
     path.write_bytes(b"u1,f\xe9\n")
     assert_fails(run("predict", result_file, path), "pairs.csv, line 1: byte 0xe9 is not UTF-8")
-    assert_fails(run("predict", result_file, path, "-o", result_file), "exists already")
+    assert_fails(run("predict", result_file, path, "-o", path), "exists already")
 
 
 def test_predict_with_a_name_that_stands_twice(result_file, tmp_path):

@@ -7,34 +7,39 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastrfm import factors
 from fastrfm.factors import canonical_factors, numerical_rank, tall_qr
 
 
-@pytest.mark.parametrize(
-    ("n", "k"), [(1, 1), (5, 5), (7, 3), (31, 2), (32, 2), (33, 2), (47, 4), (48, 4), (64, 4), (65, 4), (40, 0)]
-)
-def test_tall_qr_is_a_decomposition(monkeypatch, n, k):
-    monkeypatch.setattr(factors, "_CHUNK_ROWS", 16)
-    matrix = np.random.RandomState(n).standard_normal((n, k))
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (5, 5), (7, 3), (64, 4), (300, 17), (40, 0)])
+@pytest.mark.parametrize("spread", [0.0, -14.0, -120.0])
+def test_tall_qr_is_a_decomposition(n, k, spread):
+    matrix = np.random.RandomState(n).standard_normal((n, k)) * np.logspace(0, spread, k)
     before = matrix.copy()
-    q, r = tall_qr(matrix, 2)
+    q, r = tall_qr(matrix)
     np.testing.assert_array_equal(matrix, before)
     assert q.shape == (n, k) and r.shape == (k, k)
-    np.testing.assert_allclose(q @ r, matrix, atol=1e-13 * max(n, 1))
+    lengths = np.linalg.norm(matrix, axis=0)
+    np.testing.assert_allclose(q @ r / lengths, matrix / lengths, atol=1e-13)
     np.testing.assert_allclose(q.T @ q, np.eye(k), atol=1e-13)
     np.testing.assert_array_equal(r, np.triu(r))
 
 
-def test_tall_qr_does_not_depend_on_threads_and_keeps_small_directions(monkeypatch):
-    monkeypatch.setattr(factors, "_CHUNK_ROWS", 64)
+@pytest.mark.parametrize("gap", [0.0, 1e-15, 1e-9, 1e-5, 1e-3])
+def test_tall_qr_of_nearly_dependent_columns_is_orthonormal(gap):
     rng = np.random.RandomState(0)
-    matrix = rng.standard_normal((500, 6)) * np.logspace(0, -14, 6)
-    found = [tall_qr(matrix, n_threads) for n_threads in (1, 2, 3)]
-    for q, r in found[1:]:
-        np.testing.assert_array_equal(q, found[0][0])
-        np.testing.assert_array_equal(r, found[0][1])
-    np.testing.assert_allclose(found[0][0].T @ found[0][0], np.eye(6), atol=1e-13)
+    matrix = rng.standard_normal((200, 6))
+    matrix[:, 5] = matrix[:, 0] + matrix[:, 1] + gap * matrix[:, 5]
+    q, r = tall_qr(matrix)
+    np.testing.assert_allclose(q.T @ q, np.eye(6), atol=1e-13)
+    np.testing.assert_allclose(q @ r, matrix, atol=1e-12)
+
+
+def test_tall_qr_of_zero_columns_is_orthonormal():
+    matrix = np.zeros((9, 3))
+    matrix[:, 1] = 1.0
+    q, r = tall_qr(matrix)
+    np.testing.assert_allclose(q.T @ q, np.eye(3), atol=1e-13)
+    np.testing.assert_allclose(q @ r, matrix, atol=1e-13)
 
 
 @pytest.mark.parametrize("size", [(1, 1, 1), (6, 4, 4), (4, 6, 4), (20, 15, 3), (5, 5, 0)])

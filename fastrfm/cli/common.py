@@ -27,6 +27,19 @@ if TYPE_CHECKING:
 _DEFAULT = CompletionOptions()
 _BAR_STEPS = 1000
 
+
+class RuleOrNumber(click.ParamType[str | float]):
+    """A smoothing rule by name, or a number; what is out of range is left to ``CompletionOptions``."""
+
+    name = "rule or number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | float:
+        try:
+            return float(value)
+        except ValueError:
+            return str(value)
+
+
 _SOLVER_OPTIONS = (
     click.option("--method", type=click.Choice(METHODS), default=_DEFAULT.method, show_default=True, help="Algorithm."),
     click.option("--rank", type=int, default=_DEFAULT.rank, help="Largest rank. [default: the data decide]"),
@@ -60,10 +73,11 @@ _SOLVER_OPTIONS = (
     click.option("--max-iter", type=int, default=_DEFAULT.max_iter, show_default=True, help="Most iterations."),
     click.option(
         "--smoothing",
-        type=click.Choice(SMOOTHING_RULES),
+        type=RuleOrNumber(),
         default=_DEFAULT.smoothing,
         show_default=True,
-        help="How the smoothing falls.",
+        metavar="RULE|NUMBER",
+        help=f"How the smoothing falls ({', '.join(SMOOTHING_RULES)}), or a fixed smoothing in the data's unit.",
     ),
     click.option("--threads", "n_threads", type=int, default=_DEFAULT.n_threads, help="Threads. [default: all]"),
     click.option("--seed", "random_state", type=int, default=_DEFAULT.random_state, show_default=True, help="Seed."),

@@ -26,6 +26,7 @@ from fastrfm.solvers.offsets import fit_offsets
 
 # "auto" takes the dense form up to this length of the smaller side, where an iteration is cheap at any rank.
 AUTO_DENSE_SIDE = 600
+_LARGEST_VALUE = 1e100
 
 
 def complete(
@@ -38,7 +39,7 @@ def complete(
     offsets: bool = CompletionOptions.offsets,
     tol: float | None = CompletionOptions.tol,
     max_iter: int = CompletionOptions.max_iter,
-    smoothing: str = CompletionOptions.smoothing,
+    smoothing: str | float = CompletionOptions.smoothing,
     random_state: int = CompletionOptions.random_state,
     callback: Callable[[Iteration], Any] | None = None,
     n_threads: int | None = CompletionOptions.n_threads,
@@ -102,12 +103,13 @@ def complete(
         device=device,
     )
     options.check_shape(observations.shape)
+    _check_size(observations)
     threads = check_thread_count(n_threads)
     with thread_limit(threads):
         fitted = fit_offsets(observations) if options.offsets else None
         centred = observations if fitted is None else _centred(observations, fitted)
         chosen = choose_method(centred, options)
-        left, right, monitor = _solve(centred, chosen, options, threads, callback)
+        left, right, monitor = _solve(centred, chosen, options, callback)
         if monitor.stop_reason == "max_iter":
             last = monitor.history()["error_estimate"][-1]
             warnings.warn(
@@ -117,6 +119,15 @@ def complete(
                 stacklevel=2,
             )
         return _result(observations, centred, fitted, left, right, monitor, {**options.as_dict(), "method": chosen})
+
+
+def _check_size(observations: Observations) -> None:
+    largest = float(np.abs(observations.values).max())
+    if largest != 0.0 and not 1.0 / _LARGEST_VALUE <= largest <= _LARGEST_VALUE:
+        raise InputError(
+            f"values reach {largest:.1e}; their squares leave the range of float64 beyond {_LARGEST_VALUE:.0e} and "
+            f"below {1.0 / _LARGEST_VALUE:.0e}: multiply them by a constant first"
+        )
 
 
 def choose_method(observations: Observations, options: CompletionOptions) -> str:
@@ -135,7 +146,6 @@ def _solve(
     observations: Observations,
     method: str,
     options: CompletionOptions,
-    n_threads: int,
     callback: Callable[[Iteration], Any] | None,
 ) -> tuple[np.ndarray, np.ndarray, Monitor]:
     """Run a solver on the longer side's rows and return left and right factors of the estimate as it was given."""
@@ -145,7 +155,7 @@ def _solve(
     if method == "dense":
         left, right, monitor = solve_dense(work, options, callback)
     else:
-        left, right, monitor = solve_factored(work, options, n_threads, callback)
+        left, right, monitor = solve_factored(work, options, callback)
     if is_wide:
         left, right = right, left
     return left, right, monitor
@@ -166,8 +176,27 @@ def _result(
     if offsets is None:
         left, right = _with_means(observations, left, right)
     left, right = np.ascontiguousarray(left), np.ascontiguousarray(right)
-    square_sum = 0.0
-    for block in centred.row_blocks():
+    return CompletionResult(
+        left=left,
+        right=right,
+        offsets=offsets,
+        rank=rank,
+        singular_values=singular_values,
+        history=monitor.history(),
+        stop_reason=monitor.stop_reason,
+        masked_rmse=_masked_rmse(centred, left, right),
+        n_observed=observations.n_observed,
+        n_empty_rows=int(np.count_nonzero(observations.row_counts == 0)),
+        n_empty_cols=int(np.count_nonzero(observations.col_counts == 0)),
+        options=options,
+        row_names=observations.row_names,
+        col_names=observations.col_names,
+    )
+
+
+def _masked_rmse(observations: Observations, left: np.ndarray, right: np.ndarray) -> float:
+    row_sums = np.zeros(observations.n_rows)  # summed by row first: the same bits whatever the row blocks are
+    for block in observations.row_blocks():
         entries = block.by_row
         residual = np.empty(entries.values.size)
         masked_residual(
@@ -179,29 +208,16 @@ def _result(
             right,
             residual,
         )
-        square_sum += float(residual @ residual)
-    return CompletionResult(
-        left=left,
-        right=right,
-        offsets=offsets,
-        rank=rank,
-        singular_values=singular_values,
-        history=monitor.history(),
-        stop_reason=monitor.stop_reason,
-        masked_rmse=float(np.sqrt(square_sum / observations.n_observed)),
-        n_observed=observations.n_observed,
-        n_empty_rows=int(np.count_nonzero(observations.row_counts == 0)),
-        n_empty_cols=int(np.count_nonzero(observations.col_counts == 0)),
-        options=options,
-        row_names=observations.row_names,
-        col_names=observations.col_names,
-    )
+        block_rows = np.repeat(np.arange(block.start, block.stop), np.diff(entries.indptr))
+        np.add.at(row_sums, block_rows, residual * residual)
+    return float(np.sqrt(row_sums.sum() / observations.n_observed))
 
 
 def _with_means(observations: Observations, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Give rows and columns without observations the means of the other side, as one extra factor column each."""
     empty_rows, empty_cols = observations.row_counts == 0, observations.col_counts == 0
     rows, cols, values = observations.to_coo()
+    values = values.astype(np.float64, copy=False)
     if empty_rows.any():
         sums = np.bincount(cols, values, observations.n_cols)
         means = np.where(empty_cols, values.mean(), sums / np.maximum(observations.col_counts, 1))

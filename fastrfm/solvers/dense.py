@@ -24,7 +24,7 @@ from fastrfm.kernels.tasks import balanced_bounds
 from fastrfm.observations import Observations, RowBlock
 from fastrfm.options import CompletionOptions
 from fastrfm.solvers.monitor import Iteration, Monitor
-from fastrfm.solvers.smoothing import next_smoothing
+from fastrfm.solvers.smoothing import next_smoothing, ridge_smoothing
 
 # Rows of X held at a time: as many as there are columns, so that a slab is no larger than K and K is repacked about
 # once a pass; at least 1024 (a pass of a small matrix is one call), at most 4096.
@@ -160,19 +160,23 @@ def solve_dense(
     """
     data_norm = float(np.linalg.norm(observations.values.astype(np.float64, copy=False)))
     monitor = Monitor(options, data_norm, callback)
-    smoothing = data_norm
+    smoothing = data_norm if isinstance(options.smoothing, str) else float(options.smoothing)
+    least = ridge_smoothing(options.ridge, options.agop_power, options.effective_tol)
     n_cols = observations.n_cols
     # Scaled so that the expected squared norm of sketch changes is the squared Frobenius norm of X's.
     probes = np.random.default_rng(options.random_state).standard_normal((n_cols, N_PROBES)) / np.sqrt(N_PROBES)
-    kernel_matrix = feature_gram(np.zeros((n_cols, n_cols)), options.agop_power, smoothing)
     sketch = np.zeros((observations.n_rows, N_PROBES))
     buffer = slab_buffer(observations)
+    gram, norm = np.zeros((n_cols, n_cols)), data_norm
     while True:
-        step = dense_step(observations, kernel_matrix, options.ridge, probes, buffer)
+        unit = norm or 1.0
+        kernel_matrix = feature_gram(gram, options.agop_power, smoothing, unit=unit)
+        ridge = options.ridge / unit ** (4.0 * options.agop_power)
+        step = dense_step(observations, kernel_matrix, ridge, probes, buffer)
         change = float(np.linalg.norm(step.sketch - sketch))
-        sketch = step.sketch
-        norm = float(np.sqrt(np.trace(step.gram)))
-        floor = smoothing_floor(options.agop_power) * norm
+        sketch, gram = step.sketch, step.gram
+        norm = float(np.sqrt(np.trace(gram)))
+        floor = max(smoothing_floor(options.agop_power) * norm, least)
         is_done = monitor.record(
             smoothing=smoothing,
             floor=floor,
@@ -183,12 +187,16 @@ def solve_dense(
         )
         if is_done:
             break
-        sigma_next = 0.0
-        if options.smoothing == "sigma_next":
-            sigma_next = _sigma_next(step.gram, options.rank or 0)
-        smoothing = next_smoothing(options.smoothing, smoothing, change=change, error=monitor.error_estimate * norm, sigma_next=sigma_next, floor=floor)
-        kernel_matrix = feature_gram(step.gram, options.agop_power, smoothing)
-    left, right = _factor(observations, kernel_matrix, step.gram, options)
+        smoothing = next_smoothing(
+            options.smoothing,
+            smoothing,
+            change=change,
+            error=monitor.error_estimate * norm,
+            sigma_next=_sigma_next(gram, options),
+            floor=floor,
+        )
+    right = _leading_directions(gram, options, smoothing, data_norm)
+    left, right = _project(observations, kernel_matrix, ridge, right, buffer)
     return left, right, monitor
 
 
@@ -197,25 +205,32 @@ def smoothing_floor(agop_power: float) -> float:
     return float(max(1e-14 ** (1.0 / (4.0 * agop_power)), 1e-8))
 
 
-def _sigma_next(gram: np.ndarray, rank: int) -> float:
-    eigenvalues = np.linalg.eigvalsh(gram, UPLO="L")
-    return float(np.sqrt(max(eigenvalues[-1 - rank], 0.0))) if rank < len(gram) else 0.0
+def _sigma_next(gram: np.ndarray, options: CompletionOptions) -> float:
+    if options.smoothing != "sigma_next" or options.rank is None or options.rank >= len(gram):
+        return 0.0
+    return float(np.sqrt(max(np.linalg.eigvalsh(gram, UPLO="L")[-1 - options.rank], 0.0)))
 
 
-def _factor(
-    observations: Observations, kernel_matrix: np.ndarray, gram: np.ndarray, options: CompletionOptions
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the last estimate as left @ right.T: its leading right directions, and X times those."""
+def _leading_directions(gram: np.ndarray, options: CompletionOptions, smoothing: float, data_norm: float) -> np.ndarray:
+    """Return the right singular vectors of the estimate that count: above ε, above the tolerance, at most `rank`."""
     eigenvalues, vectors = np.linalg.eigh(gram, UPLO="L")
     singular_values = np.sqrt(np.maximum(eigenvalues[::-1], 0.0))
-    k = numerical_rank(singular_values, max(options.effective_tol, GRAM_RESOLUTION))
-    k = max(min(k, options.rank or k), 1)
-    right = np.ascontiguousarray(vectors[:, ::-1][:, :k])
+    k = numerical_rank(singular_values, max(options.effective_tol, GRAM_RESOLUTION), data_norm=data_norm)
+    if isinstance(options.smoothing, str):
+        # What stays below ε is the trace that smoothing leaves of the residual, not part of the answer.
+        k = min(k, int(np.count_nonzero(singular_values > smoothing)))
+    return np.ascontiguousarray(vectors[:, ::-1][:, : min(k, options.rank or k)])
+
+
+def _project(
+    observations: Observations, kernel_matrix: np.ndarray, ridge: float, right: np.ndarray, buffer: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the last estimate's projection on nearly its leading directions as left @ right.T."""
     # One subspace step X'(X V) restores what the Gram's rounding cost the weaker directions.
     for is_last in (False, True):
-        left = np.empty((observations.n_rows, k))
+        left = np.empty((observations.n_rows, right.shape[1]))
         back = np.zeros_like(right)
-        for start, slab, _ in estimate_slabs(observations, kernel_matrix, options.ridge):
+        for start, slab, _ in estimate_slabs(observations, kernel_matrix, ridge, buffer):
             part = slab @ right
             left[start : start + len(slab)] = part
             if not is_last:

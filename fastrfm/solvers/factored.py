@@ -25,7 +25,7 @@ from fastrfm.kernels.row_solves import solve_factored_rows
 from fastrfm.observations import Observations
 from fastrfm.options import CompletionOptions
 from fastrfm.solvers.monitor import Iteration, Monitor
-from fastrfm.solvers.smoothing import next_smoothing
+from fastrfm.solvers.smoothing import next_smoothing, ridge_smoothing
 
 # Directions followed when no rank is given, and beyond a given rank: extra ones speed the subspace step up and show
 # sigma_{rank+1}.
@@ -72,7 +72,7 @@ class LowRankPart:
 
 
 def feature_factors(
-    singular_values: np.ndarray, basis: np.ndarray, *, smoothing: float, agop_power: float, ridge: float, most: int
+    singular_values: np.ndarray, basis: np.ndarray, *, smoothing: float, agop_power: float, ridge: float
 ) -> FeatureFactors:
     """Return the feature Gram of an estimate in factored form.
 
@@ -84,11 +84,9 @@ def feature_factors(
     smoothing : float
         ε; directions with σ_j > ε enter V.
     agop_power, ridge : float
-    most : int
-        Largest number of directions in V.
     """
     power = 4.0 * agop_power
-    k = min(int(np.count_nonzero(singular_values > smoothing * _BARELY_ABOVE)), most)
+    k = int(np.count_nonzero(singular_values > smoothing * _BARELY_ABOVE))
     # Everything relative to δ: ratios neither overflow nor lose the scale of the data.
     noise = ridge / max(smoothing**power, _LEAST_PENALTY)
     penalty = (1.0 + noise) / ((singular_values[:k] / smoothing) ** power - 1.0)
@@ -100,7 +98,6 @@ def regress_rows(observations: Observations, features: FeatureFactors) -> tuple[
     n_rows, k = observations.n_rows, features.penalty.size
     coefficients = np.empty((n_rows, k))
     projection = np.empty((n_rows, features.basis.shape[1]))
-    square_sum = 0.0
     misfit = np.empty(n_rows)
     for block in observations.row_blocks():
         entries, span = block.by_row, slice(block.start, block.stop)
@@ -116,8 +113,7 @@ def regress_rows(observations: Observations, features: FeatureFactors) -> tuple[
             projection[span],
             misfit[span],
         )
-    square_sum = float(misfit.sum())
-    return coefficients, projection, square_sum
+    return coefficients, projection, float(misfit.sum())
 
 
 def multiply_transposed(
@@ -148,11 +144,10 @@ def subspace_step(
     features: FeatureFactors,
     coefficients: np.ndarray,
     projection: np.ndarray,
-    n_threads: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the leading singular values (b,) and right singular vectors (n_cols, b) of X, improved by one step."""
-    directions, _ = tall_qr(projection, n_threads)
-    q, r = tall_qr(multiply_transposed(observations, features, coefficients, directions), n_threads)
+    directions, _ = tall_qr(projection)
+    q, r = tall_qr(multiply_transposed(observations, features, coefficients, directions))
     left, singular_values, _ = np.linalg.svd(r)
     return singular_values, q @ left
 
@@ -160,7 +155,6 @@ def subspace_step(
 def solve_factored(
     observations: Observations,
     options: CompletionOptions,
-    n_threads: int,
     callback: Callable[[Iteration], Any] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, Monitor]:
     """Complete a matrix with factors only.
@@ -170,8 +164,6 @@ def solve_factored(
     observations : Observations
     options : CompletionOptions
         ``method`` and ``offsets`` are not looked at.
-    n_threads : int
-        For the orthonormalisations; kernels take the thread limit in force.
     callback : callable, optional
 
     Returns
@@ -182,25 +174,18 @@ def solve_factored(
     """
     data_norm = float(np.linalg.norm(observations.values.astype(np.float64, copy=False)))
     monitor = Monitor(options, data_norm, callback)
-    smoothing, floor = data_norm, _FLOOR * data_norm
+    smoothing = data_norm if isinstance(options.smoothing, str) else float(options.smoothing)
+    floor = max(_FLOOR * data_norm, ridge_smoothing(options.ridge, options.agop_power, options.effective_tol))
     wanted = DEFAULT_BLOCK if options.rank is None else options.rank + EXTRA_DIRECTIONS
     n_directions = min(wanted, *observations.shape)
     start = np.random.default_rng(options.random_state).standard_normal((observations.n_cols, n_directions))
-    basis, singular_values = tall_qr(start, n_threads)[0], np.zeros(n_directions)
+    basis, singular_values = tall_qr(start)[0], np.zeros(n_directions)
     previous = LowRankPart(np.zeros((observations.n_rows, 0)), np.zeros((observations.n_cols, 0)))
 
-    def factors_at(smoothing: float) -> FeatureFactors:
-        return feature_factors(
-            singular_values,
-            basis,
-            smoothing=smoothing,
-            agop_power=options.agop_power,
-            ridge=options.ridge,
-            most=n_directions,
-        )
-
     while True:
-        features = factors_at(smoothing)
+        features = feature_factors(
+            singular_values, basis, smoothing=smoothing, agop_power=options.agop_power, ridge=options.ridge
+        )
         coefficients, projection, square_sum = regress_rows(observations, features)
         k = features.penalty.size
         current = LowRankPart(coefficients, basis[:, :k])
@@ -217,12 +202,17 @@ def solve_factored(
         )
         if is_done:
             break
-        singular_values, basis = subspace_step(observations, features, coefficients, projection, n_threads)
+        singular_values, basis = subspace_step(observations, features, coefficients, projection)
         smoothing = next_smoothing(
-            options.smoothing, smoothing, change=change, error=monitor.error_estimate * norm, sigma_next=_sigma_next(singular_values, options), floor=floor
+            options.smoothing,
+            smoothing,
+            change=change,
+            error=monitor.error_estimate * norm,
+            sigma_next=_sigma_next(singular_values, options),
+            floor=floor,
         )
-    k = min(numerical_rank(singular_values, options.effective_tol), options.rank or n_directions, k)
-    features = FeatureFactors(basis[:, :k], features.penalty[:k], features.theta)
+    k = min(k, numerical_rank(singular_values, options.effective_tol, data_norm=data_norm), options.rank or k)
+    features = FeatureFactors(np.ascontiguousarray(basis[:, :k]), features.penalty[:k], features.theta)
     coefficients, _, _ = regress_rows(observations, features)
     return coefficients, features.basis, monitor
 

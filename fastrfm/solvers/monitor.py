@@ -20,7 +20,7 @@ from fastrfm.solvers.smoothing import CHANGE_SHARE
 
 _RATE_SPAN = 6  # iterations over which q is measured; single steps are too uneven
 _SLOWEST_RATE = 0.9999
-_WINDOW = 6
+_WINDOW = 6  # iterations whose extrapolations must agree
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,9 @@ class Monitor:
         relative = change / norm if norm > 0.0 else 0.0
         self._changes.append(relative)
         estimate = self.error_estimate = self._error_estimate()
-        if self._options.smoothing in ("iterate_change", "geometric"):
-            # Under a large ε nothing moves yet, which is not convergence.
-            settled = smoothing <= max(2.0 * tol / CHANGE_SHARE * norm, 2.0 * floor)
-        else:
-            settled = True
+        # Under a large ε nothing moves yet, which is not convergence.
+        enough = 2.0 * (floor if self._options.ridge > 0.0 else max(tol / CHANGE_SHARE * norm, floor))
+        settled = smoothing <= enough or self._options.smoothing not in ("iterate_change", "geometric")
         converged = settled and estimate <= tol
         progress = 1.0 if converged else self._progress(estimate, tol)
         iteration = len(self._records) + 1

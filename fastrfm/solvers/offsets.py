@@ -54,7 +54,7 @@ def fit_offsets(observations: Observations) -> Offsets:
     """
     n = observations.n_observed
     mean = float(np.sum(observations.values, dtype=np.float64)) / n
-    spread = float(np.sqrt(np.sum((observations.values - mean) ** 2, dtype=np.float64) / n))
+    spread = float(np.sqrt(np.sum(np.square(np.subtract(observations.values, mean, dtype=np.float64))) / n))
     rows = _Side(observations.row_counts, np.zeros(observations.n_rows))
     cols = _Side(observations.col_counts, np.zeros(observations.n_cols))
     for _ in range(_MAX_SWEEPS):
@@ -85,18 +85,17 @@ def _recentre(side: _Side) -> float:
 def _residual_sums(
     observations: Observations, mean: float, rows: _Side, cols: _Side, *, by_row: bool
 ) -> tuple[np.ndarray, float]:
-    """Return Σ (y − μ − other side's offset) per row or column, and the sum of their squares, over row blocks."""
+    """Return Σ (y − μ − other side's offset) per row or column, and the sum of their squares.
+
+    Sums run entry by entry into their row or column, so that their bits do not depend on row blocks.
+    """
     sums = np.zeros(observations.n_rows if by_row else observations.n_cols)
-    square_sum = 0.0
+    square_sums = np.zeros(observations.n_rows)
     for block in observations.row_blocks():
         entries = block.by_row
-        local_rows = np.repeat(np.arange(block.n_rows), np.diff(entries.indptr))
-        residual = entries.values - mean
-        if by_row:
-            residual = residual - cols.offsets[entries.indices]
-            sums[block.start : block.stop] = np.bincount(local_rows, residual, block.n_rows)
-        else:
-            residual = residual - rows.offsets[block.start : block.stop][local_rows]
-            sums += np.bincount(entries.indices, residual, observations.n_cols)
-        square_sum += float(residual @ residual)
-    return sums, square_sum
+        block_rows = np.repeat(np.arange(block.start, block.stop), np.diff(entries.indptr))
+        residual = np.subtract(entries.values, mean, dtype=np.float64)
+        residual -= cols.offsets[entries.indices] if by_row else rows.offsets[block_rows]
+        np.add.at(sums, block_rows if by_row else entries.indices, residual)
+        np.add.at(square_sums, block_rows, residual * residual)
+    return sums, float(square_sums.sum())
