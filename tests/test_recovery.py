@@ -46,7 +46,7 @@ def test_offsets_alone_predict_ratings(ratings):
 
 def test_low_rank_structure_predicts_ratings_better(ratings):
     train, (rows, cols, values) = ratings
-    result = complete(train, rank=20, offsets=True, agop_power=0.25, ridge=14.0)
+    result = complete(train, offsets=True, agop_power=0.25, ridge=14.0)
     found = rmse(result.predict(rows, cols), values)
     assert found <= 0.88
     assert found < rmse(fit_offsets(train).at(rows, cols), values) - 0.005
