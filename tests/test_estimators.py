@@ -149,7 +149,8 @@ def test_transform_equals_naive_ridge(ridged, ridge, agop_power, share):
     assert model.rank_ == RANK and (counts.min() < RANK or share > 0.5)
     missing = np.isnan(table)
     want = naive_rows(model, table)
-    np.testing.assert_allclose(model.transform(table)[missing], want[missing], rtol=1e-7, atol=1e-9)
+    # At the smallest ridge the weights of the directions span nine decades: seven digits are left to either side.
+    np.testing.assert_allclose(model.transform(table)[missing], want[missing], rtol=1e-6, atol=1e-8)
 
 
 def test_transform_recovers_new_rows_of_the_same_row_space(exact):
