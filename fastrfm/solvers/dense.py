@@ -1,6 +1,6 @@
 """``method="dense"``: one-sided lin-RFM with the whole feature Gram, exact for any power.
 
-Each iteration, for every row i with observed columns J (section 2 of the method's paper, see ``docs/theory``):
+Each iteration, for every row i with observed columns J (arXiv 2401.04553):
 
     (K[J,J] + λ I) a = y_i,   x_i = a K[J,:],   G ← Σ x_iᵀ x_i,   K ← (G + ε² I)^(2α)
 
