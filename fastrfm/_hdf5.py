@@ -14,10 +14,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from fastrfm.atomic import PathLike
+from fastrfm.atomic import PathLike, writing
 from fastrfm.errors import FileFormatError, InputError, MissingFileError
 
 TEXT = h5py.string_dtype("utf-8")
+_IMAGE_STEP = 1 << 24  # bytes by which a file in memory grows
 
 
 @contextlib.contextmanager
@@ -40,6 +41,20 @@ def reading(path: PathLike) -> Iterator[h5py.File]:
             raise type(error)(f"{path}: {error}") from None
         except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
             raise FileFormatError(f"{path}: damaged, part of it cannot be read ({error}): make it again") from error
+
+
+@contextlib.contextmanager
+def writing_hdf5(path: PathLike, force: bool) -> Iterator[h5py.File]:
+    """Yield an HDF5 file in memory; when the block ends it is written to `path` in one go, see ``atomic.writing``.
+
+    HDF5 itself never meets the disk: where that is full, the library can bring the whole process down.
+    """
+    with writing(path, force) as aside:
+        with h5py.File(aside, "w", driver="core", backing_store=False, block_size=_IMAGE_STEP) as file:
+            yield file
+            file.flush()
+            image = file.id.get_file_image()
+        aside.write_bytes(image)
 
 
 def _open(path: PathLike) -> h5py.File:

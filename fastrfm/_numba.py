@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import operator
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -83,17 +84,57 @@ def check_thread_count(n_threads: int | None) -> int:
     return int(n_threads)
 
 
+class _BlasHold:
+    """BLAS at one thread while anybody holds it; the limit is the process's, so holders are counted."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._n_holders = 0
+        self._limit: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._n_holders == 0:
+                self._limit = _blas().limit(limits=1, user_api="blas")
+            self._n_holders += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._n_holders -= 1
+            if self._n_holders == 0:
+                self._limit.restore_original_limits()
+
+    @contextmanager
+    def lifted(self, n_threads: int) -> Iterator[None]:
+        """Let BLAS use `n_threads` threads, unless another holder relies on one."""
+        if n_threads == 1 or not self._lock.acquire(blocking=False):
+            yield
+            return
+        try:
+            if self._n_holders > 1:
+                yield
+            else:
+                with _blas().limit(limits=n_threads, user_api="blas"):
+                    yield
+        finally:
+            self._lock.release()
+
+
+_hold = _BlasHold()
+
+
 @contextmanager
 def thread_limit(n_threads: int) -> Iterator[None]:
     """Run kernels on `n_threads` threads and BLAS on one.
 
     LAPACK's results change in the last bits with the number of BLAS threads; with BLAS held at one thread the same
     input gives the same bits whatever `n_threads` is. :func:`blas_threads` lifts the limit where that is safe.
+    Several Python threads may hold limits at once.
     """
     before = numba.get_num_threads()
     numba.set_num_threads(n_threads)
     try:
-        with _blas().limit(limits=1, user_api="blas"):
+        with _hold:
             yield
     finally:
         numba.set_num_threads(before)
@@ -102,5 +143,5 @@ def thread_limit(n_threads: int) -> Iterator[None]:
 @contextmanager
 def blas_threads() -> Iterator[None]:
     """Let BLAS use as many threads as the kernels do; only for calls whose bits do not depend on it (``dsyrk``)."""
-    with _blas().limit(limits=int(numba.get_num_threads()), user_api="blas"):
+    with _hold.lifted(int(numba.get_num_threads())):
         yield

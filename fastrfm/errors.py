@@ -44,3 +44,7 @@ class NotFittedError(FastrfmError, ValueError, AttributeError):
 
 class NotConvergedWarning(UserWarning):
     """The iteration limit came before the tolerance; the result is usable and its ``stop_reason`` says so."""
+
+
+class RankWarning(UserWarning):
+    """More directions would have counted than the method follows; the result is cut at that many."""

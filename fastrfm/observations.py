@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastrfm._checks import check_names, check_range, check_shape, describe_duplicates, float_array, index_array
+from fastrfm._interrupt import check
 from fastrfm.errors import InputError
 from fastrfm.kernels.tasks import balanced_bounds
 
@@ -303,7 +304,9 @@ class Observations:
         """
         if align not in self._blocks:
             self._blocks[align] = [self._block(start, stop) for start, stop in self._spans(align)]
-        return iter(self._blocks[align])
+        for block in self._blocks[align]:
+            check()  # Ctrl-C
+            yield block
 
     def _spans(self, align: int) -> Iterator[tuple[int, int]]:
         start = 0

@@ -16,6 +16,8 @@ METHODS = ("auto", "dense", "factored")
 SMOOTHING_RULES = ("iterate_change", "sigma_next", "geometric")
 DEVICES = ("cpu",)
 # Exact data are worth all digits; with noise, more than the first two digits of the estimate are noise.
+FACTORED_POWER = 0.25  # below it the sparse part, which method "factored" drops in the end, does not fade
+LARGEST_SEED = 2**32 - 1
 EXACT_TOL, NOISY_TOL = 1e-8, 1e-2
 
 
@@ -27,8 +29,8 @@ class CompletionOptions:
     ----------
     method : {"auto", "dense", "factored"}
         "dense" is exact one-sided lin-RFM with an n x n feature Gram on the smaller side; "factored" keeps the
-        feature Gram as low-rank plus identity, and wants an agop_power of at least 1/4; "auto" takes "dense" where
-        the smaller side is short and no rank is given, else "factored".
+        feature Gram as low-rank plus identity, and needs an agop_power of at least 1/4; "auto" takes "dense"
+        where the smaller side is short and no rank is given and for smaller powers, else "factored".
     rank : int or None
         Largest rank of the answer: its leading directions are kept. None lets the data decide.
     agop_power : float
@@ -39,10 +41,12 @@ class CompletionOptions:
         Fit mean + row + column offsets first and complete what is left.
     tol : float or None
         Stop when the estimated relative distance to the limit falls below it; None means 1e-8 without ridge
-        and 1e-2 with one.
+        and 1e-2 with one. With a ridge the limit is that of the penalty smoothed by sqrt(tol) of the ridge's own
+        scale, ridge**(1 / (4 agop_power)).
     max_iter : int
     smoothing : {"iterate_change", "sigma_next", "geometric"} or float
-        How epsilon falls, see ``fastrfm.solvers.smoothing``; or a fixed epsilon above 0, in the data's unit.
+        How epsilon falls ("geometric" can freeze far from the answer), see ``fastrfm.solvers.smoothing``; or a fixed
+        epsilon above 0, in the data's unit.
     random_state : int
         Seed of the random starting directions and probes.
     n_threads : int or None
@@ -74,8 +78,13 @@ class CompletionOptions:
         if self.rank is not None:
             _whole("rank", self.rank, 1)
         _whole("max_iter", self.max_iter, 1)
-        _whole("random_state", self.random_state, 0)
+        _whole("random_state", self.random_state, 0, LARGEST_SEED)
         _number("agop_power", self.agop_power, 0.0, above=True)
+        if self.method == "factored" and self.agop_power < FACTORED_POWER:
+            raise InputError(
+                f'method="factored" needs an agop_power of at least {FACTORED_POWER:g}, got {self.agop_power!r}: '
+                'use method="dense" for smaller powers'
+            )
         _number("ridge", self.ridge, 0.0)
         if self.tol is not None:
             _number("tol", self.tol, 0.0)
@@ -108,13 +117,14 @@ def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
         raise InputError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
 
 
-def _whole(name: str, value: Any, least: int) -> None:
+def _whole(name: str, value: Any, least: int, most: float = math.inf) -> None:
     try:
-        is_good = not isinstance(value, bool) and operator.index(value) >= least
+        is_good = not isinstance(value, bool) and least <= operator.index(value) <= most
     except TypeError:
         is_good = False
     if not is_good:
-        raise InputError(f"{name} must be a whole number, at least {least}, got {value!r}")
+        bound = f"at least {least}" + (f" and at most {most}" if most < math.inf else "")
+        raise InputError(f"{name} must be a whole number, {bound}, got {value!r}")
 
 
 def _number(name: str, value: Any, least: float, *, above: bool = False) -> None:

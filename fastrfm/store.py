@@ -22,8 +22,9 @@ from fastrfm._hdf5 import (
     reading,
     set_attribute,
     write_names,
+    writing_hdf5,
 )
-from fastrfm.atomic import PathLike, writing
+from fastrfm.atomic import PathLike
 from fastrfm.errors import FileFormatError, InputError
 from fastrfm.observations import Observations
 from fastrfm.results import CompletionResult, Offsets
@@ -96,7 +97,7 @@ def write_observations(
     for name in attributes or {}:
         if name in _RESERVED:
             raise InputError(f"attribute name {name} is reserved: choose another")
-    with writing(path, force) as aside, h5py.File(aside, "w") as file:
+    with writing_hdf5(path, force) as file:
         _mark(file)
         for name, value in (attributes or {}).items():
             set_attribute(file, name, value)
@@ -221,7 +222,7 @@ def write_result(path: PathLike, result: CompletionResult, *, force: bool = Fals
     InputError
         If an option is not None, a bool, int, float or str.
     """
-    with writing(path, force) as aside, h5py.File(aside, "w") as file:
+    with writing_hdf5(path, force) as file:
         _mark(file)
         group = file.create_group("result")
         for name in _SCALARS:

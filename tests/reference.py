@@ -187,6 +187,7 @@ def offsets(
     spread = np.sqrt(sum((values[e] - mean) ** 2 for e in entries) / len(entries))
     rows, cols = np.zeros(n_rows), np.zeros(n_cols)
     row_shrinkage = col_shrinkage = 1.0
+    last_noise = 0.0
     for _ in range(n_sweeps):
         old_rows, old_cols = rows.copy(), cols.copy()
         for i, members in enumerate(row_members):
@@ -196,6 +197,10 @@ def offsets(
             if members:
                 cols[j] = sum(values[i, j] - mean - rows[i] for i in members) / (len(members) + col_shrinkage)
         noise = sum((values[i, j] - mean - rows[i] - cols[j]) ** 2 for i, j in entries) / len(entries)
+        for members, shrinkage in ((row_members, row_shrinkage), (col_members, col_shrinkage)):
+            carried = sum(len(group) / (len(group) + shrinkage) for group in members if group)
+            noise += last_noise * carried / len(entries)
+        last_noise = noise
         row_shrinkage = _shrinkage(rows, row_members, noise, row_shrinkage)
         col_shrinkage = _shrinkage(cols, col_members, noise, col_shrinkage)
         for side, members in ((rows, row_members), (cols, col_members)):

@@ -282,7 +282,7 @@ def test_threads_and_company_do_not_change_a_row(ridged):
 def test_scaling_the_data_scales_the_answer(exact):
     _, table, model, _ = exact
     new = with_gaps(low_rank(5, seed=3), 0.1, seed=3)
-    for scale in (1e-90, 1e90):
+    for scale in (1e-40, 1e40):
         scaled = MatrixCompletion().fit(table * scale)
         np.testing.assert_allclose(scaled.transform(new * scale) / scale, model.transform(new), rtol=1e-4, atol=1e-6)
 

@@ -13,6 +13,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "fastrfm"
 LAYERS = [
     "errors",
+    "_interrupt",
     "_checks",
     "atomic",
     "_hdf5",

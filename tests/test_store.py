@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import anndata
 import h5py
 import numpy as np
@@ -244,3 +247,30 @@ def test_attributes_of_other_writers(tmp_path):
         file["m"] = np.ones((2, 2))
         file.attrs.update({"bytes": np.bytes_(b"abc"), "list": [1, 2], "words": ["a", "b"], "format": [1, 2]})
     assert describe(tmp_path / "x.h5")["attributes"] == {"bytes": "abc", "list": [1, 2], "words": ["a", "b"]}
+
+
+# A disk that fills up: a process that may write no file longer than a few kilobytes.
+FULL_DISK = """
+import resource, signal, sys
+from fastrfm import Observations, write_observations
+from fastrfm.errors import WriteError
+import numpy as np
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+try:
+    write_observations(sys.argv[1], Observations.from_dense(np.ones((60, 50))), force=True)
+except WriteError as error:
+    print(error)
+    sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize("limit", [0, 3000, 10_000])
+def test_a_disk_that_fills_up_costs_nothing_but_the_output(tmp_path, limit):
+    path = tmp_path / "old.h5"
+    path.write_bytes(b"old")
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, path, str(limit)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (7, "")
+    assert "writing failed" in done.stdout
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"]

@@ -14,7 +14,7 @@ import pytest
 from problems import low_rank_problem
 from threadpoolctl import threadpool_info
 
-from fastrfm._numba import available_threads, check_thread_count, thread_limit
+from fastrfm._numba import available_threads, blas_threads, check_thread_count, thread_limit
 from fastrfm.errors import InputError, NotConvergedWarning
 from fastrfm.kernels.gram import accumulate_gram
 from fastrfm.solvers.completion import complete
@@ -119,3 +119,19 @@ def test_thread_counts_are_checked():
     for bad in (0, -1, 1.5, True, available_threads() + 1):
         with pytest.raises(InputError, match="n_threads must be a whole number"):
             check_thread_count(bad)  # type: ignore[arg-type]
+
+
+def test_limits_of_several_python_threads_overlap_without_trace():
+    def blas() -> set[int]:
+        return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+    before = blas()
+    one, other = thread_limit(available_threads()), thread_limit(available_threads())
+    one.__enter__()
+    other.__enter__()
+    with blas_threads():
+        assert blas() == {1}  # the other holder relies on it
+    one.__exit__(None, None, None)
+    assert blas() == {1}
+    other.__exit__(None, None, None)
+    assert blas() == before

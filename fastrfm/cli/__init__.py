@@ -50,6 +50,8 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except FastrfmError as error:
             click.echo(f"Error: {error}", err=True)
+        except MemoryError as error:
+            click.echo(f"Error: not enough memory ({error}): use a smaller rank or method factored", err=True)
         except KeyboardInterrupt:
             iteration = ctx.meta.get(ITERATION_KEY)
             where = "" if iteration is None else f" after iteration {iteration}"

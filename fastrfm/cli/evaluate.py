@@ -71,8 +71,8 @@ def command(
     observations = read_observations(file)
     options.check_shape(observations.shape)
     rows: list[Row] = []
-    for split in range(repeats):
-        seeded = replace(options, random_state=options.random_state + split)
+    all_seeded = [replace(options, random_state=options.random_state + split) for split in range(repeats)]
+    for split, seeded in enumerate(all_seeded):
         kept, held_out = observations.split(holdout, random_state=seeded.random_state)
         result = complete_with_progress(kept, seeded, label=f"Split {split + 1} of {repeats}", quiet=quiet)
         rows.append({"split": split + 1, "seed": seeded.random_state, **_errors(kept, held_out, result)})

@@ -47,7 +47,8 @@ def command(result_file: Path, pairs_file: Path, output: Path | None, by: str, f
     from fastrfm.store import read_result
 
     if output is not None:
-        check_output(output, force=force, source=result_file)
+        for source in (result_file, pairs_file):
+            check_output(output, force=force, source=source)
     result = read_result(result_file)
     text = open_text(pairs_file)
     lookups = _lookups(result, by)

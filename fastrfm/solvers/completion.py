@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from fastrfm._interrupt import deferred
 from fastrfm._numba import check_thread_count, thread_limit
 from fastrfm.errors import InputError, NotConvergedWarning
 from fastrfm.factors import canonical_factors
 from fastrfm.kernels.residual import masked_residual
 from fastrfm.observations import Observations
-from fastrfm.options import CompletionOptions
+from fastrfm.options import FACTORED_POWER, CompletionOptions
 from fastrfm.results import CompletionResult, Offsets
 from fastrfm.solvers.dense import solve_dense
 from fastrfm.solvers.factored import solve_factored
@@ -26,7 +27,7 @@ from fastrfm.solvers.offsets import fit_offsets
 
 # "auto" takes the dense form up to this length of the smaller side, where an iteration is cheap at any rank.
 AUTO_DENSE_SIDE = 600
-_LARGEST_VALUE = 1e100
+_LARGEST_DECADES = 100.0
 
 
 def complete(
@@ -73,7 +74,8 @@ def complete(
     Notes
     -----
     Minimises ½‖P_Ω(X − Y)‖² + λ ψ(X) with ψ the smoothed Schatten-p penalty, p = 2 − 4 agop_power; with λ = 0, ψ(X)
-    among the X that interpolate the data. Source: Radhakrishnan, Belkin, Drusvyatskiy, arXiv 2401.04553.
+    among the X that interpolate the data. The kernels' threads do not survive a fork: start worker processes by
+    "spawn" or "forkserver" (joblib does). Source: Radhakrishnan, Belkin, Drusvyatskiy, arXiv 2401.04553.
 
     Examples
     --------
@@ -103,9 +105,9 @@ def complete(
         device=device,
     )
     options.check_shape(observations.shape)
-    _check_size(observations)
+    _check_size(observations, options.agop_power)
     threads = check_thread_count(n_threads)
-    with thread_limit(threads):
+    with deferred(), thread_limit(threads):
         fitted = fit_offsets(observations) if options.offsets else None
         centred = observations if fitted is None else _centred(observations, fitted)
         chosen = choose_method(centred, options)
@@ -121,12 +123,18 @@ def complete(
         return _result(observations, centred, fitted, left, right, monitor, {**options.as_dict(), "method": chosen})
 
 
-def _check_size(observations: Observations) -> None:
+def _check_size(observations: Observations, agop_power: float) -> None:
+    """Refuse data whose powers, up to the 4 agop_power of the feature Gram, come near the ends of float64."""
     largest = float(np.abs(observations.values).max())
-    if largest != 0.0 and not 1.0 / _LARGEST_VALUE <= largest <= _LARGEST_VALUE:
+    if largest == 0.0:
+        return
+    if largest == 0.0:
+        return
+    decades = abs(np.log10(largest)) + np.log10(observations.n_observed)  # of the norm, generously
+    if decades * max(4.0 * agop_power, 1.0) > _LARGEST_DECADES:
         raise InputError(
-            f"values reach {largest:.1e}; their squares leave the range of float64 beyond {_LARGEST_VALUE:.0e} and "
-            f"below {1.0 / _LARGEST_VALUE:.0e}: multiply them by a constant first"
+            f"values reach {largest:.1e}, and their power 4 agop_power = {4.0 * agop_power:g} leaves the range of "
+            "float64: multiply them by a constant first, or lower agop_power"
         )
 
 
@@ -134,7 +142,8 @@ def choose_method(observations: Observations, options: CompletionOptions) -> str
     """Return "dense" or "factored": what ``method="auto"`` stands for on these observations."""
     if options.method != "auto":
         return options.method
-    return "dense" if options.rank is None and min(observations.shape) <= AUTO_DENSE_SIDE else "factored"
+    is_short = options.rank is None and min(observations.shape) <= AUTO_DENSE_SIDE
+    return "dense" if is_short or options.agop_power < FACTORED_POWER else "factored"
 
 
 def _centred(observations: Observations, offsets: Offsets) -> Observations:
@@ -216,6 +225,8 @@ def _masked_rmse(observations: Observations, left: np.ndarray, right: np.ndarray
 def _with_means(observations: Observations, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Give rows and columns without observations the means of the other side, as one extra factor column each."""
     empty_rows, empty_cols = observations.row_counts == 0, observations.col_counts == 0
+    if not empty_rows.any() and not empty_cols.any():
+        return left, right
     rows, cols, values = observations.to_coo()
     values = values.astype(np.float64, copy=False)
     if empty_rows.any():

@@ -13,12 +13,14 @@ the observations and a few (n_rows + n_cols) x k arrays.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from fastrfm.errors import RankWarning
 from fastrfm.factors import numerical_rank, tall_qr
 from fastrfm.kernels.adjoint import add_adjoint_columns
 from fastrfm.kernels.row_solves import solve_factored_rows
@@ -27,12 +29,14 @@ from fastrfm.options import CompletionOptions
 from fastrfm.solvers.monitor import Iteration, Monitor
 from fastrfm.solvers.smoothing import next_smoothing, ridge_smoothing
 
-# Directions followed when no rank is given, and beyond a given rank: extra ones speed the subspace step up and show
-# sigma_{rank+1}.
-DEFAULT_BLOCK = 40
-EXTRA_DIRECTIONS = 8
+# Without a rank, directions followed at first and at most: the block doubles whenever all of it is above ε,
+# and narrows when most of it is not.
+FIRST_BLOCK, LARGEST_BLOCK = 40, 320
+EXTRA_DIRECTIONS = 8  # beyond a given rank: they speed the subspace step up and show sigma_{rank+1}
 _FLOOR = 1e-15  # of the data's norm: directions below it are rounding
-_LEAST_PENALTY = 1e-100  # keeps reciprocals finite at large powers
+# In units of the features' own Gram, whose rounding is 1e-16: a smaller penalty would leave pivots of pure rounding.
+_LEAST_PENALTY = 1e-14
+_LEAST_POWER = 1e-300
 _BARELY_ABOVE = 1.0 + 1e-10  # a direction at ε itself has weight d = 0
 
 
@@ -88,7 +92,7 @@ def feature_factors(
     power = 4.0 * agop_power
     k = int(np.count_nonzero(singular_values > smoothing * _BARELY_ABOVE))
     # Everything relative to δ: ratios neither overflow nor lose the scale of the data.
-    noise = ridge / max(smoothing**power, _LEAST_PENALTY)
+    noise = ridge / max(smoothing**power, _LEAST_POWER)
     penalty = (1.0 + noise) / ((singular_values[:k] / smoothing) ** power - 1.0)
     return FeatureFactors(basis, np.maximum(penalty, _LEAST_PENALTY), 1.0 / (1.0 + noise))
 
@@ -176,10 +180,11 @@ def solve_factored(
     monitor = Monitor(options, data_norm, callback)
     smoothing = data_norm if isinstance(options.smoothing, str) else float(options.smoothing)
     floor = max(_FLOOR * data_norm, ridge_smoothing(options.ridge, options.agop_power, options.effective_tol))
-    wanted = DEFAULT_BLOCK if options.rank is None else options.rank + EXTRA_DIRECTIONS
-    n_directions = min(wanted, *observations.shape)
-    start = np.random.default_rng(options.random_state).standard_normal((observations.n_cols, n_directions))
-    basis, singular_values = tall_qr(start)[0], np.zeros(n_directions)
+    wanted = FIRST_BLOCK if options.rank is None else options.rank + EXTRA_DIRECTIONS
+    largest = min(LARGEST_BLOCK if options.rank is None else wanted, *observations.shape)
+    rng = np.random.default_rng(options.random_state)
+    singular_values, basis = np.zeros(0), np.zeros((observations.n_cols, 0))
+    singular_values, basis = _widened(singular_values, basis, min(wanted, largest), rng)
     previous = LowRankPart(np.zeros((observations.n_rows, 0)), np.zeros((observations.n_cols, 0)))
 
     while True:
@@ -203,6 +208,11 @@ def solve_factored(
         if is_done:
             break
         singular_values, basis = subspace_step(observations, features, coefficients, projection)
+        if k == singular_values.size < largest:
+            singular_values, basis = _widened(singular_values, basis, min(2 * k, largest), rng)
+        elif 3 * k < singular_values.size and options.rank is None:
+            width = min(max(2 * k, FIRST_BLOCK), largest)
+            singular_values, basis = singular_values[:width], np.ascontiguousarray(basis[:, :width])
         smoothing = next_smoothing(
             options.smoothing,
             smoothing,
@@ -211,10 +221,29 @@ def solve_factored(
             sigma_next=_sigma_next(singular_values, options),
             floor=floor,
         )
+    if options.rank is None and k == largest == LARGEST_BLOCK:
+        warnings.warn(
+            f"the estimate has more than the {LARGEST_BLOCK} directions that are followed without a rank: give a rank, "
+            'a larger ridge, or use method="dense"',
+            RankWarning,
+            stacklevel=4,
+        )
     k = min(k, numerical_rank(singular_values, options.effective_tol, data_norm=data_norm), options.rank or k)
     features = FeatureFactors(np.ascontiguousarray(basis[:, :k]), features.penalty[:k], features.theta)
     coefficients, _, _ = regress_rows(observations, features)
     return coefficients, features.basis, monitor
+
+
+def _widened(
+    singular_values: np.ndarray, basis: np.ndarray, n_directions: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the block with random directions added up to `n_directions`; they have no weight before the next step."""
+    n_new = n_directions - singular_values.size
+    fresh = rng.standard_normal((len(basis), n_new))
+    widened = tall_qr(np.column_stack([basis, fresh - basis @ (basis.T @ fresh)]))[0]
+    # The first columns stay as they are, but for their sign.
+    widened[:, : singular_values.size] = basis
+    return np.concatenate([singular_values, np.zeros(n_new)]), np.ascontiguousarray(widened)
 
 
 def _sigma_next(singular_values: np.ndarray, options: CompletionOptions) -> float:

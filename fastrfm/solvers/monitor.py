@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from fastrfm.options import CompletionOptions
-from fastrfm.solvers.smoothing import CHANGE_SHARE
 
 _RATE_SPAN = 6  # iterations over which q is measured; single steps are too uneven
+_AT_FLOOR = 1.01  # the floor moves with the estimate's norm, a little even at the end
 _SLOWEST_RATE = 0.9999
 _WINDOW = 6  # iterations whose extrapolations must agree
 
@@ -79,7 +79,7 @@ class Monitor:
         self._changes.append(relative)
         estimate = self.error_estimate = self._error_estimate()
         # Under a large ε nothing moves yet, which is not convergence.
-        enough = 2.0 * (floor if self._options.ridge > 0.0 else max(tol / CHANGE_SHARE * norm, floor))
+        enough = max(tol * norm, _AT_FLOOR * floor) if self._options.ridge == 0.0 else _AT_FLOOR * floor
         settled = smoothing <= enough or self._options.smoothing not in ("iterate_change", "geometric")
         converged = settled and estimate <= tol
         progress = 1.0 if converged else self._progress(estimate, tol)

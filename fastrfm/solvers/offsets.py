@@ -1,8 +1,8 @@
 """Row and column offsets, fitted before the completion: y_ij = μ + b_i + c_j + noise.
 
 Offsets are shrunken means: b_i = Σ_j (y_ij − μ − c_j) / (n_i + s). How much to shrink is estimated from the observed
-data by expectation-maximisation of the random-effects model, s = (noise variance) / (variance of the b_i), so there
-is nothing to set and the answer scales with the data.
+data by expectation-maximisation of the random-effects model (rows and columns taken as independent), s = (noise
+variance) / (variance of the b_i), so there is nothing to set and the answer scales with the data.
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ class _Side:
     def update(self, sums: np.ndarray) -> None:
         self.offsets = sums / np.maximum(self.counts + self.shrinkage, 1e-300)
         self.offsets[self.counts == 0] = 0.0
+
+    def uncertainty(self) -> float:
+        """Return Σ n_i / (n_i + s): how many entries' worth of noise variance the offsets carry."""
+        return float(np.sum(self.counts / np.maximum(self.counts + self.shrinkage, 1e-300)))
 
     def update_shrinkage(self, noise: float) -> None:
         seen = self.counts > 0
@@ -57,6 +61,7 @@ def fit_offsets(observations: Observations) -> Offsets:
     spread = float(np.sqrt(np.sum(np.square(np.subtract(observations.values, mean, dtype=np.float64))) / n))
     rows = _Side(observations.row_counts, np.zeros(observations.n_rows))
     cols = _Side(observations.col_counts, np.zeros(observations.n_cols))
+    last_noise = 0.0
     for _ in range(_MAX_SWEEPS):
         before = rows.offsets, cols.offsets
         rows.update(_residual_sums(observations, mean, rows, cols, by_row=True)[0])
@@ -64,7 +69,9 @@ def fit_offsets(observations: Observations) -> Offsets:
         cols.update(col_sums)
         # square_sum still has the column offsets in; taking them out lowers it by known sums.
         noise = square_sum - 2.0 * cols.offsets @ col_sums + cols.counts @ cols.offsets**2
-        noise = max(noise / n, 0.0)
+        # Offsets are estimates: the variance left in them belongs to the noise of a residual too.
+        noise = max(noise / n, 0.0) + last_noise * (rows.uncertainty() + cols.uncertainty()) / n
+        last_noise = noise
         rows.update_shrinkage(noise)
         cols.update_shrinkage(noise)
         mean += _recentre(rows) + _recentre(cols)

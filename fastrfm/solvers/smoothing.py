@@ -23,6 +23,7 @@ CHANGE_SHARE = 0.1
 ERROR_SHARE = 0.3
 LARGEST_DROP = 2.0
 GEOMETRIC_FACTOR = 1.05
+_LARGEST_EXPONENT = 600.0  # e to this power is still a float64
 
 
 def next_smoothing(
@@ -64,4 +65,7 @@ def ridge_smoothing(ridge: float, agop_power: float, tol: float) -> float:
     (ε/σ)². Below this ε nothing is won, and the iteration slows down in proportion: new directions enter through the
     share δ / (λ + δ) of the residual that the estimate keeps.
     """
-    return math.sqrt(tol) * ridge ** (1.0 / (4.0 * agop_power)) if ridge > 0.0 else 0.0
+    if ridge == 0.0:
+        return 0.0
+    exponent = math.log(ridge) / (4.0 * agop_power)
+    return math.sqrt(tol) * math.exp(min(exponent, _LARGEST_EXPONENT))
