@@ -38,7 +38,8 @@ def reading(path: PathLike) -> Iterator[h5py.File]:
         try:
             yield file
         except (FileFormatError, InputError) as error:
-            raise type(error)(f"{path}: {error}") from None
+            remedy = "" if "fastrfm convert" in str(error) else "; make the file again with `fastrfm convert`"
+            raise type(error)(f"{path}: {error}{remedy}") from None
         except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
             raise FileFormatError(f"{path}: damaged, part of it cannot be read ({error}): make it again") from error
 

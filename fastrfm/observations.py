@@ -239,7 +239,7 @@ class Observations:
         if indptr[0] != 0 or indptr[-1] != data.size or np.any(np.diff(indptr) < 0):
             raise InputError(f"indptr must rise from 0 to the number of values ({data.size})")
         if not data.size:
-            raise InputError("no observations: every entry is missing")
+            raise InputError("no observations, every entry is missing: give at least one value")
         check_range(indices, n_cols, "column")
         if not np.isfinite(data).all():
             where = int(np.flatnonzero(~np.isfinite(data))[0])
