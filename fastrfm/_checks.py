@@ -49,7 +49,9 @@ def check_shape(shape: Any) -> tuple[int, int]:
     except (TypeError, ValueError):
         raise InputError(f"shape must be two whole numbers (n_rows, n_cols), got {shape!r}") from None
     if n_rows < 1 or n_cols < 1:
-        raise InputError(f"the matrix is empty: shape {(n_rows, n_cols)} has no entries, give at least one row and one column")
+        raise InputError(
+            f"the matrix is empty: shape {(n_rows, n_cols)} has no entries, give at least one row and one column"
+        )
     return n_rows, n_cols
 
 

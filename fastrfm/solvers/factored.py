@@ -208,11 +208,8 @@ def solve_factored(
         if is_done:
             break
         singular_values, basis = subspace_step(observations, features, coefficients, projection)
-        if k == singular_values.size < largest:
-            singular_values, basis = _widened(singular_values, basis, min(2 * k, largest), rng)
-        elif 3 * k < singular_values.size and options.rank is None:
-            width = min(max(2 * k, FIRST_BLOCK), largest)
-            singular_values, basis = singular_values[:width], np.ascontiguousarray(basis[:, :width])
+        if options.rank is None:
+            singular_values, basis = _fit_width(singular_values, basis, k, largest, rng)
         smoothing = next_smoothing(
             options.smoothing,
             smoothing,
@@ -221,7 +218,7 @@ def solve_factored(
             sigma_next=_sigma_next(singular_values, options),
             floor=floor,
         )
-    if options.rank is None and k == largest == LARGEST_BLOCK:
+    if options.rank is None and k == LARGEST_BLOCK:
         warnings.warn(
             f"the estimate has more than the {LARGEST_BLOCK} directions that are followed without a rank: give a rank, "
             'a larger ridge, or use method="dense"',
@@ -234,6 +231,18 @@ def solve_factored(
     return coefficients, features.basis, monitor
 
 
+def _fit_width(
+    singular_values: np.ndarray, basis: np.ndarray, k: int, largest: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the block twice as wide if all its directions were above ε (k of them), narrower if less than a third."""
+    if k == singular_values.size < largest:
+        return _widened(singular_values, basis, min(2 * k, largest), rng)
+    width = min(max(2 * k, FIRST_BLOCK), singular_values.size)
+    if 3 * k < singular_values.size and width < singular_values.size:
+        return singular_values[:width], np.ascontiguousarray(basis[:, :width])
+    return singular_values, basis
+
+
 def _widened(
     singular_values: np.ndarray, basis: np.ndarray, n_directions: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -241,8 +250,7 @@ def _widened(
     n_new = n_directions - singular_values.size
     fresh = rng.standard_normal((len(basis), n_new))
     widened = tall_qr(np.column_stack([basis, fresh - basis @ (basis.T @ fresh)]))[0]
-    # The first columns stay as they are, but for their sign.
-    widened[:, : singular_values.size] = basis
+    widened[:, : singular_values.size] = basis  # which the orthonormalisation only gave other signs
     return np.concatenate([singular_values, np.zeros(n_new)]), np.ascontiguousarray(widened)
 
 
