@@ -67,6 +67,10 @@ class RowBlock:
     def n_rows(self) -> int:
         return self.stop - self.start
 
+    def entry_rows(self) -> np.ndarray:
+        """Return the row of the whole matrix that each entry of ``by_row`` lies in, (n_entries,) int64."""
+        return np.repeat(np.arange(self.start, self.stop), np.diff(self.by_row.indptr))
+
     @cached_property
     def by_column(self) -> Compressed:
         return _swap_axes(self.by_row, self.n_cols)

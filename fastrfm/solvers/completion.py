@@ -217,8 +217,7 @@ def _masked_rmse(observations: Observations, left: np.ndarray, right: np.ndarray
             right,
             residual,
         )
-        block_rows = np.repeat(np.arange(block.start, block.stop), np.diff(entries.indptr))
-        np.add.at(row_sums, block_rows, residual * residual)
+        np.add.at(row_sums, block.entry_rows(), residual * residual)
     return float(np.sqrt(row_sums.sum() / observations.n_observed))
 
 

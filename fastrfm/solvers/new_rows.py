@@ -15,6 +15,7 @@ import numpy as np
 from fastrfm.observations import Observations
 from fastrfm.results import CompletionResult, Offsets
 from fastrfm.solvers.factored import FeatureFactors, regress_rows
+from fastrfm.solvers.offsets import row_residual_sums
 
 # Without a ridge, rows with fewer entries than directions still need a rule. The solver's rule is the limit of a
 # fading penalty; this much of it keeps the systems regular and costs a well-posed row no digits that matter.
@@ -73,7 +74,7 @@ def complete_rows(result: CompletionResult, columns: FittedColumns, observations
     right = np.ascontiguousarray(result.right[:, : result.rank])
     left, offsets, targets = np.zeros((observations.n_rows, result.rank)), None, observations
     if result.offsets is not None:
-        sums = _row_sums(observations, result.offsets)
+        sums = row_residual_sums(observations, result.offsets.mean, result.offsets.cols)
         weights = observations.row_counts + columns.row_shrinkage
         row_offsets = np.divide(sums, weights, out=np.zeros_like(sums), where=observations.row_counts > 0)
         offsets = Offsets(result.offsets.mean, row_offsets, result.offsets.cols)
@@ -108,17 +109,6 @@ def _with_means(
     return left, np.column_stack([right, columns.means, is_fitted == 0])
 
 
-def _row_sums(observations: Observations, offsets: Offsets) -> np.ndarray:
-    """Return Σ (y − mean − column offset) over each row's entries, (n_rows,) float64."""
-    sums = np.zeros(observations.n_rows)
-    for block in observations.row_blocks():
-        entries = block.by_row
-        local_rows = np.repeat(np.arange(block.n_rows), np.diff(entries.indptr))
-        residual = entries.values - offsets.mean - offsets.cols[entries.indices]
-        sums[block.start : block.stop] = np.bincount(local_rows, residual, block.n_rows)
-    return sums
-
-
 def _row_shrinkage(observations: Observations, offsets: Offsets) -> float:
     """Return the shrinkage s behind fitted row offsets b_i = Σ_i / (n_i + s), by least squares over the rows.
 
@@ -127,5 +117,5 @@ def _row_shrinkage(observations: Observations, offsets: Offsets) -> float:
     square_sum = float(offsets.rows @ offsets.rows)
     if square_sum == 0.0:
         return float("inf")  # the fitted rows do not differ, so nor do new ones
-    shrunk = _row_sums(observations, offsets) - observations.row_counts * offsets.rows
+    shrunk = row_residual_sums(observations, offsets.mean, offsets.cols) - observations.row_counts * offsets.rows
     return max(float(offsets.rows @ shrunk) / square_sum, 0.0)

@@ -64,8 +64,8 @@ def fit_offsets(observations: Observations) -> Offsets:
     last_noise = 0.0
     for _ in range(_MAX_SWEEPS):
         before = rows.offsets, cols.offsets
-        rows.update(_residual_sums(observations, mean, rows, cols, by_row=True)[0])
-        col_sums, square_sum = _residual_sums(observations, mean, rows, cols, by_row=False)
+        rows.update(row_residual_sums(observations, mean, cols.offsets))
+        col_sums, square_sum = _col_residual_sums(observations, mean, rows.offsets)
         cols.update(col_sums)
         # square_sum still has the column offsets in; taking them out lowers it by known sums.
         noise = square_sum - 2.0 * cols.offsets @ col_sums + cols.counts @ cols.offsets**2
@@ -89,20 +89,26 @@ def _recentre(side: _Side) -> float:
     return shift
 
 
-def _residual_sums(
-    observations: Observations, mean: float, rows: _Side, cols: _Side, *, by_row: bool
-) -> tuple[np.ndarray, float]:
-    """Return Σ (y − μ − other side's offset) per row or column, and the sum of their squares.
+def row_residual_sums(observations: Observations, mean: float, col_offsets: np.ndarray) -> np.ndarray:
+    """Return Σ (y − mean − column offset) over the entries of each row, (n_rows,) float64.
 
-    Sums run entry by entry into their row or column, so that their bits do not depend on row blocks.
+    Sums run entry by entry, here and for columns, so that their bits do not depend on row blocks.
     """
-    sums = np.zeros(observations.n_rows if by_row else observations.n_cols)
-    square_sums = np.zeros(observations.n_rows)
+    sums = np.zeros(observations.n_rows)
     for block in observations.row_blocks():
-        entries = block.by_row
-        block_rows = np.repeat(np.arange(block.start, block.stop), np.diff(entries.indptr))
-        residual = np.subtract(entries.values, mean, dtype=np.float64)
-        residual -= cols.offsets[entries.indices] if by_row else rows.offsets[block_rows]
-        np.add.at(sums, block_rows if by_row else entries.indices, residual)
-        np.add.at(square_sums, block_rows, residual * residual)
+        residual = np.subtract(block.by_row.values, mean, dtype=np.float64)
+        residual -= col_offsets[block.by_row.indices]
+        np.add.at(sums, block.entry_rows(), residual)
+    return sums
+
+
+def _col_residual_sums(observations: Observations, mean: float, row_offsets: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return Σ (y − mean − row offset) over the entries of each column, and the sum of all their squares."""
+    sums, square_sums = np.zeros(observations.n_cols), np.zeros(observations.n_rows)
+    for block in observations.row_blocks():
+        entry_rows = block.entry_rows()
+        residual = np.subtract(block.by_row.values, mean, dtype=np.float64)
+        residual -= row_offsets[entry_rows]
+        np.add.at(sums, block.by_row.indices, residual)
+        np.add.at(square_sums, entry_rows, residual * residual)
     return sums, float(square_sums.sum())
