@@ -12,11 +12,12 @@ from typing import Any
 
 from fastrfm.errors import InputError
 
-METHODS = ("auto", "dense", "factored")
-SMOOTHING_RULES = ("iterate_change", "sigma_next", "geometric")
+METHODS = ("auto", "dense", "factored", "two-sided")
+SMOOTHING_RULES = ("auto", "iterate_change", "sigma_next", "geometric")
 DEVICES = ("cpu",)
 # Exact data are worth all digits; with noise, more than the first two digits of the estimate are noise.
 FACTORED_POWER = 0.25  # below it the sparse part, which method "factored" drops in the end, does not fade
+TWO_SIDED_POWER = 0.5  # above it the two-sided weights have no penalty to go with them
 LARGEST_SEED = 2**32 - 1
 EXACT_TOL, NOISY_TOL = 1e-8, 1e-2
 
@@ -27,10 +28,12 @@ class CompletionOptions:
 
     Attributes
     ----------
-    method : {"auto", "dense", "factored"}
+    method : {"auto", "dense", "factored", "two-sided"}
         "dense" is exact one-sided lin-RFM with an n x n feature Gram on the smaller side; "factored" keeps the
-        feature Gram as low-rank plus identity, and needs an agop_power of at least 1/4; "auto" takes "dense"
-        where the smaller side is short and no rank is given and for smaller powers, else "factored".
+        feature Gram as low-rank plus identity, and needs an agop_power of at least 1/4; "two-sided" reweights rows and
+        columns, needs an agop_power of at most 1/2, and recovers exact low-rank matrices from fewest entries and
+        fastest. "auto" takes "two-sided" where a rank is given and no ridge, else "dense" where the smaller side is
+        short and no rank is given and for powers below 1/4, else "factored".
     rank : int or None
         Largest rank of the answer: its leading directions are kept. None lets the data decide.
     agop_power : float
@@ -44,9 +47,10 @@ class CompletionOptions:
         and 1e-2 with one. With a ridge the limit is that of the penalty smoothed by sqrt(tol) of the ridge's own
         scale, ridge**(1 / (4 agop_power)).
     max_iter : int
-    smoothing : {"iterate_change", "sigma_next", "geometric"} or float
+    smoothing : {"auto", "iterate_change", "sigma_next", "geometric"} or float
         How epsilon falls ("geometric" can freeze far from the answer), see ``fastrfm.solvers.smoothing``; or a fixed
-        epsilon above 0, in the data's unit.
+        epsilon above 0, in the data's unit. "auto" is "iterate_change" for the one-sided methods and the path of
+        ``fastrfm.solvers.continuation``, with several attempts, for "two-sided".
     random_state : int
         Seed of the random starting directions and probes.
     n_threads : int or None
@@ -61,7 +65,7 @@ class CompletionOptions:
     offsets: bool = False
     tol: float | None = None
     max_iter: int = 10_000
-    smoothing: str | float = "iterate_change"
+    smoothing: str | float = "auto"
     random_state: int = 0
     n_threads: int | None = None
     device: str = "cpu"
@@ -84,6 +88,11 @@ class CompletionOptions:
             raise InputError(
                 f'method="factored" needs an agop_power of at least {FACTORED_POWER:g}, got {self.agop_power!r}: '
                 'use method="dense" for smaller powers'
+            )
+        if self.method == "two-sided" and self.agop_power > TWO_SIDED_POWER:
+            raise InputError(
+                f'method="two-sided" needs an agop_power of at most {TWO_SIDED_POWER:g}, got {self.agop_power!r}: '
+                'use method="dense" or "factored" for larger powers'
             )
         _number("ridge", self.ridge, 0.0)
         if self.tol is not None:

@@ -57,7 +57,7 @@ class CompletionResult:
         to the limit), ``masked_rmse`` (data's unit), ``rank`` (directions above ε; 0 where the method does not look)
         and ``seconds`` since the start, one element per iteration.
     stop_reason : str
-        ``"converged"``, ``"max_iter"`` or ``"callback"``.
+        ``"converged"``, ``"max_iter"``, ``"callback"`` or, two-sided only, ``"stalled"``.
     masked_rmse : float
         Root mean square of (estimate - observed) on the observed entries, for the factors as returned.
     n_observed, n_empty_rows, n_empty_cols : int

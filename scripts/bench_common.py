@@ -88,6 +88,10 @@ def describe_machine() -> str:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=where, capture_output=True, text=True, check=False
     ).stdout.strip()
+    changed = subprocess.run(
+        ["git", "status", "--porcelain", "../fastrfm"], cwd=where, capture_output=True, text=True, check=False
+    ).stdout
+    commit += " with uncommitted changes" if changed else ""
     return (
         f"{model}, {available_threads()} threads; Python {platform.python_version()}, "
         f"numpy {np.__version__}, scipy {scipy.__version__}, numba {numba.__version__}, "

@@ -302,3 +302,176 @@ def solve_factored_rows(
         projection[i] += theta * (residual @ basis[columns])
         misfit[i] = residual @ residual
     return coefficients, projection, misfit
+
+
+# --- two-sided iteration ------------------------------------------------------------------------------------------
+
+
+def two_sided_covariance(
+    left: np.ndarray, singular_values: np.ndarray, right: np.ndarray, agop_power: float, smoothing: float
+) -> np.ndarray:
+    """Return W⁻¹ = (XXᵀ)^α ⊗ (XᵀX)^α with singular values floored at ε, for X raveled by rows.
+
+    The triplets are those above ε, with square or thin factors; everything orthogonal to them counts as ε.
+    """
+    floor = smoothing ** (2.0 * agop_power)
+    above = np.maximum(singular_values, smoothing) ** (2.0 * agop_power) - floor
+    rows = floor * np.eye(len(left)) + left @ np.diag(above) @ left.T
+    cols = floor * np.eye(len(right)) + right @ np.diag(above) @ right.T
+    return np.kron(rows, cols)
+
+
+def tangent_covariance(
+    left: np.ndarray, singular_values: np.ndarray, right: np.ndarray, agop_power: float, smoothing: float
+) -> np.ndarray:
+    """Return W⁻¹ = δ I + P_T (D − δ) P_Tᵀ, direction by direction: the same as :func:`two_sided_covariance`."""
+    delta, k = smoothing ** (4.0 * agop_power), singular_values.size
+    left_full, right_full = np.linalg.qr(left, mode="complete")[0], np.linalg.qr(right, mode="complete")[0]
+    left_full[:, :k], right_full[:, :k] = left, right
+    covariance = delta * np.eye(len(left) * len(right))
+    for i in range(len(left)):
+        for j in range(len(right)):
+            if i < k or j < k:
+                sigma = singular_values[i] if i < k else smoothing
+                tau = singular_values[j] if j < k else smoothing
+                direction = np.outer(left_full[:, i], right_full[:, j]).ravel()
+                covariance += ((sigma * tau) ** (2.0 * agop_power) - delta) * np.outer(direction, direction)
+    return covariance
+
+
+def reweighted_regression(values: np.ndarray, mask: np.ndarray, covariance: np.ndarray, ridge: float) -> np.ndarray:
+    """Return argmin ½ ‖P_Ω(X − Y)‖² + λ/2 ⟨X, W X⟩ as W⁻¹ Pᵀ (P W⁻¹ Pᵀ + λ I)⁻¹ y."""
+    seen = np.flatnonzero(mask.ravel())
+    system = covariance[np.ix_(seen, seen)] + ridge * np.eye(seen.size)
+    return (covariance[:, seen] @ np.linalg.solve(system, values.ravel()[seen])).reshape(mask.shape)
+
+
+def two_sided_iteration(
+    previous: np.ndarray, values: np.ndarray, mask: np.ndarray, *, agop_power: float, smoothing: float, ridge: float
+) -> np.ndarray:
+    """Return the next X of two-sided lin-RFM from the previous one, with its exact singular value decomposition."""
+    left, singular_values, vt = np.linalg.svd(previous, full_matrices=False)
+    k = int(np.sum(singular_values > smoothing))
+    covariance = two_sided_covariance(left[:, :k], singular_values[:k], vt[:k].T, agop_power, smoothing)
+    return reweighted_regression(values, mask, covariance, ridge)
+
+
+def floored_penalty(estimate: np.ndarray, agop_power: float, smoothing: float) -> float:
+    """Return Σ ψ(σ_j), ψ' (σ) = σ max(σ, ε)^(p − 2): quadratic below ε, σ^p / p or log σ above, ψ(0) = 0."""
+    schatten_p = 2.0 - 4.0 * agop_power
+    total = 0.0
+    for sigma in np.linalg.svd(estimate, compute_uv=False):
+        if sigma <= smoothing:
+            total += 0.5 * sigma**2 * smoothing ** (schatten_p - 2.0)
+        elif schatten_p == 0.0:
+            total += 0.5 + np.log(sigma / smoothing)
+        else:
+            total += 0.5 * smoothing**schatten_p + (sigma**schatten_p - smoothing**schatten_p) / schatten_p
+    return float(total)
+
+
+def schatten_objective(
+    estimate: np.ndarray, values: np.ndarray, mask: np.ndarray, agop_power: float, ridge: float
+) -> float:
+    """Return ½ ‖P_Ω(X − Y)‖² + λ Σ σ^p / p over the singular values that are not rounding: no ε; p > 0."""
+    schatten_p = 2.0 - 4.0 * agop_power
+    singular_values = np.linalg.svd(estimate, compute_uv=False)
+    kept = singular_values[singular_values > 1e-9 * singular_values[0]]
+    return 0.5 * float(np.sum((estimate - values)[mask] ** 2)) + ridge * float(np.sum(kept**schatten_p)) / schatten_p
+
+
+def tangent_projection(matrix: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return the part of a matrix in {U Aᵀ + B Vᵀ}."""
+    rows, cols = left @ left.T, right @ right.T
+    return rows @ matrix + matrix @ cols - rows @ matrix @ cols
+
+
+def oracle_estimate(truth: np.ndarray, rank: int, values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return the least-squares fit to the observed entries within the truth's own tangent space."""
+    left, _, vt = np.linalg.svd(truth)
+    left, right = left[:, :rank], vt[:rank].T
+    n_rows, n_cols = truth.shape
+    seen = np.flatnonzero(mask.ravel())
+    # U Aᵀ and (the rest of the rows) B Vᵀ, so that the columns are independent.
+    outside = np.linalg.svd(left.T)[2][rank:].T
+    design = np.hstack([np.kron(left, np.eye(n_cols)), np.kron(outside, right)])
+    normal, rhs = design[seen].T @ design[seen], design[seen].T @ values.ravel()[seen]
+    return (design @ np.linalg.solve(normal, rhs)).reshape(n_rows, n_cols)
+
+
+# --- kernels of the two-sided iteration ---------------------------------------------------------------------------
+
+
+def packed_factor(system: np.ndarray) -> np.ndarray:
+    """Return the Cholesky factor's lower triangle by rows, its diagonal inverted."""
+    lower = np.linalg.cholesky(system)
+    np.fill_diagonal(lower, 1.0 / np.diagonal(lower))
+    return lower[np.tril_indices(len(lower))]
+
+
+def gram_systems(indptr: np.ndarray, indices: np.ndarray, features: np.ndarray, penalty: np.ndarray) -> np.ndarray:
+    """Return Σ_J f fᵀ + diag(penalty) for every group of compressed entries, (n_groups, k, k)."""
+    return np.array(
+        [
+            features[entries_of(indptr, indices, group)].T @ features[entries_of(indptr, indices, group)]
+            + np.diag(penalty)
+            for group in range(len(indptr) - 1)
+        ]
+    )
+
+
+def tangent_designs(
+    indptr: np.ndarray, indices: np.ndarray, left: np.ndarray, basis: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the matrices that take A and B, raveled by rows, to the observed entries of U Aᵀ and B Vᵀ."""
+    (n_rows, k), n_cols = left.shape, len(basis)
+    of_coefficients, of_rows = np.zeros((indices.size, n_cols * k)), np.zeros((indices.size, n_rows * k))
+    for i in range(n_rows):
+        for t in range(indptr[i], indptr[i + 1]):
+            j = int(indices[t])
+            of_coefficients[t, j * k : (j + 1) * k] = left[i]
+            of_rows[t, i * k : (i + 1) * k] = basis[j]
+    return of_coefficients, of_rows
+
+
+def tangent_penalties(
+    n_rows: int, basis: np.ndarray, penalty: np.ndarray, hidden: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the Hessians of ½ Σ p_j a_jᵀ(I − V diag(h) Vᵀ) a_j and ½ Σ p_j ‖b_j‖² for A and B raveled by rows."""
+    inside = np.eye(len(basis)) - basis @ np.diag(hidden) @ basis.T
+    return np.kron(inside, np.diag(penalty)), np.kron(np.eye(n_rows), np.diag(penalty))
+
+
+def eliminate_rows(
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    values: np.ndarray,
+    left: np.ndarray,
+    basis: np.ndarray,
+    coefficients: np.ndarray,
+    penalty: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the best B for given A, Σ r² per row, and Σ r u_i per column: one regression of all of B at once."""
+    of_coefficients, of_rows = tangent_designs(indptr, indices, left, basis)
+    target = values.astype(np.float64) - of_coefficients @ coefficients.ravel()
+    system = of_rows.T @ of_rows + np.kron(np.eye(len(left)), np.diag(penalty))
+    rows = np.linalg.solve(system, of_rows.T @ target)
+    residual = target - of_rows @ rows
+    squares = np.add.reduceat(np.append(residual**2, 0.0), indptr[:-1]) * (np.diff(indptr) > 0)
+    return rows.reshape(left.shape), squares, (of_coefficients.T @ residual).reshape(basis.shape)
+
+
+def schur_complement(
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    left: np.ndarray,
+    basis: np.ndarray,
+    penalty: np.ndarray,
+    hidden: np.ndarray,
+) -> np.ndarray:
+    """Return the Hessian in A after B is eliminated, from the Hessian of both."""
+    of_coefficients, of_rows = tangent_designs(indptr, indices, left, basis)
+    penalty_coefficients, penalty_rows = tangent_penalties(len(left), basis, penalty, hidden)
+    mixed = of_coefficients.T @ of_rows
+    own = of_coefficients.T @ of_coefficients + penalty_coefficients
+    return own - mixed @ np.linalg.solve(of_rows.T @ of_rows + penalty_rows, mixed.T)

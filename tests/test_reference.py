@@ -170,3 +170,123 @@ def test_problems_have_what_they_promise():
     assert min(problem.mask.sum(axis=0).min(), problem.mask.sum(axis=1).min()) >= 4
     with pytest.raises(ValueError, match="raise oversampling"):
         low_rank_problem(30, 20, 3, oversampling=0.3)
+
+
+def triplets_of(matrix: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    left, singular_values, vt = np.linalg.svd(matrix, full_matrices=False)
+    return left[:, :k], singular_values[:k], vt[:k].T
+
+
+@pytest.mark.parametrize("power", [0.25, 0.375, 0.5])
+@pytest.mark.parametrize("k", [0, 1, 3, 5])
+def test_two_sided_covariance_is_that_of_the_tangent_space(power, k):
+    previous = np.random.RandomState(k).standard_normal((7, 5))
+    triplets = triplets_of(previous, k)
+    smoothing = 0.9 * triplets[1][-1] if k else 10.0
+    covariance = reference.two_sided_covariance(*triplets, power, smoothing)
+    np.testing.assert_allclose(covariance, reference.tangent_covariance(*triplets, power, smoothing), atol=1e-12)
+    if k == 5:  # every direction above the floor: the powers of the whole products, zero rows apart
+        floored = previous @ previous.T + smoothing**2 * (np.eye(7) - triplets[0] @ triplets[0].T)
+        whole = np.kron(
+            reference.symmetric_power(floored, power), reference.symmetric_power(previous.T @ previous, power)
+        )
+        np.testing.assert_allclose(covariance, whole, atol=1e-12)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.3])
+def test_reweighted_regression_satisfies_the_optimality_conditions(ridge):
+    problem = low_rank_problem(7, 5, 1, oversampling=2.0, seed=1)
+    covariance = reference.two_sided_covariance(*triplets_of(np.where(problem.mask, problem.truth, 0.0), 2), 0.4, 0.1)
+    estimate = reference.reweighted_regression(problem.truth, problem.mask, covariance, ridge)
+    misfit, pull = estimate - problem.truth, np.linalg.solve(covariance, estimate.ravel()).reshape(7, 5)
+    if ridge == 0.0:
+        np.testing.assert_allclose(misfit[problem.mask], 0.0, atol=1e-10)
+    else:
+        np.testing.assert_allclose(misfit[problem.mask], -ridge * pull[problem.mask], atol=1e-10)
+    np.testing.assert_allclose(pull[~problem.mask], 0.0, atol=1e-8 * np.abs(pull).max())
+
+
+@pytest.mark.parametrize("power", [0.25, 0.375, 0.5])
+def test_two_sided_weights_are_the_slope_of_the_floored_penalty(power):
+    # d psi = <W X, dX>, W with the floored singular values of X itself.
+    rng = np.random.RandomState(0)
+    matrix, direction, smoothing, step = rng.standard_normal((6, 4)), rng.standard_normal((6, 4)), 1.5, 1e-6
+    k = int(np.sum(np.linalg.svd(matrix, compute_uv=False) > smoothing))
+    assert 0 < k < 4
+    covariance = reference.two_sided_covariance(*triplets_of(matrix, k), power, smoothing)
+    slope = np.linalg.solve(covariance, matrix.ravel()) @ direction.ravel()
+    up, down = (reference.floored_penalty(matrix + sign * step * direction, power, smoothing) for sign in (1.0, -1.0))
+    assert (up - down) / (2.0 * step) == pytest.approx(slope, rel=1e-7)
+
+
+@pytest.mark.parametrize("power", [0.25, 0.375, 0.5])
+def test_two_sided_weights_majorise_the_floored_penalty(power):
+    # psi(Z) <= psi(X) + (<Z, W Z> - <X, W X>) / 2 for any Z: why an iteration never increases the objective.
+    rng = np.random.RandomState(1)
+    for _ in range(200):
+        matrix, other = (rng.standard_normal((5, 4)) * np.exp(rng.uniform(-3, 3, 4)) for _ in range(2))
+        smoothing = float(np.exp(rng.uniform(-3, 2)))
+        k = int(np.sum(np.linalg.svd(matrix, compute_uv=False) > smoothing))
+        weights = np.linalg.inv(reference.two_sided_covariance(*triplets_of(matrix, k), power, smoothing))
+        squares = [vector.ravel() @ weights @ vector.ravel() for vector in (other, matrix)]
+        bound = reference.floored_penalty(matrix, power, smoothing) + 0.5 * (squares[0] - squares[1])
+        assert reference.floored_penalty(other, power, smoothing) <= bound + 1e-9 * abs(bound)
+
+
+def test_smoothed_penalties_tend_to_the_schatten_objective():
+    problem = low_rank_problem(8, 6, 2, oversampling=1.5, seed=0)
+    estimate = problem.truth + 0.1
+    for power in (0.25, 0.375):
+        wanted = reference.schatten_objective(estimate, problem.truth, problem.mask, power, 0.3)
+        floored = 0.3 * reference.floored_penalty(estimate, power, 1e-12)
+        misfit = 0.5 * np.sum((estimate - problem.truth)[problem.mask] ** 2)
+        assert misfit + floored == pytest.approx(wanted, rel=1e-5)
+    nuclear = reference.nuclear_objective(estimate, problem.truth, problem.mask, 0.3)
+    assert reference.schatten_objective(estimate, problem.truth, problem.mask, 0.25, 0.3) == pytest.approx(nuclear)
+
+
+def test_oracle_estimate_is_exact_on_exact_data_and_projects_full_noise():
+    problem = low_rank_problem(12, 10, 2, oversampling=2.0, seed=0)
+    found = reference.oracle_estimate(problem.truth, 2, problem.truth, problem.mask)
+    np.testing.assert_allclose(found, problem.truth, atol=1e-9)
+    noise = np.random.RandomState(0).standard_normal((12, 10))
+    left, _, right = triplets_of(problem.truth, 2)
+    full = reference.oracle_estimate(problem.truth, 2, noise, np.ones((12, 10), dtype=bool))
+    np.testing.assert_allclose(full, reference.tangent_projection(noise, left, right), atol=1e-10)
+
+
+def test_packed_factor_rebuilds_its_system():
+    root = np.random.RandomState(0).standard_normal((4, 6))
+    packed = reference.packed_factor(root @ root.T)
+    lower = np.zeros((4, 4))
+    lower[np.tril_indices(4)] = packed
+    np.fill_diagonal(lower, 1.0 / np.diagonal(lower))
+    np.testing.assert_allclose(lower @ lower.T, root @ root.T, atol=1e-12)
+
+
+def test_tangent_twins_minimise_the_eliminated_objective():
+    # The stationary A of the Schur complement, with its B, is the regression with explicit weights.
+    rng = np.random.RandomState(3)
+    mask = random_mask(rng, (7, 6), 0.6)
+    mask[3], mask[:, 2] = False, False
+    values, (left, singular_values, right) = rng.standard_normal((7, 6)), triplets_of(rng.standard_normal((7, 6)), 2)
+    power, smoothing, ridge = 0.4, 0.5, 0.2
+    growth = (singular_values / smoothing) ** (2.0 * power)
+    noise = ridge / smoothing ** (4.0 * power)
+    penalty, hidden, theta = (1.0 + noise) / (growth - 1.0), 1.0 - 1.0 / growth, 1.0 / (1.0 + noise)
+    indptr, indices = np.concatenate(([0], np.cumsum(mask.sum(axis=1)))), np.nonzero(mask)[1]
+    arguments = indptr, indices, values[mask], left, right
+    _, _, gradient = reference.eliminate_rows(*arguments, np.zeros_like(right), penalty)
+    system = reference.schur_complement(indptr, indices, left, right, penalty, hidden)
+    coefficients = np.linalg.solve(system, gradient.ravel()).reshape(right.shape)
+    rows, misfit, _ = reference.eliminate_rows(*arguments, coefficients, penalty)
+    inside = left @ coefficients.T + rows @ right.T
+    sparse = np.where(mask, values - inside, 0.0)
+    np.testing.assert_allclose(misfit, (sparse**2).sum(axis=1), atol=1e-12)
+    covariance = reference.two_sided_covariance(left, singular_values, right, power, smoothing)
+    wanted = reference.reweighted_regression(values, mask, covariance, ridge)
+    np.testing.assert_allclose(inside + theta * sparse, wanted, atol=1e-10)
+    columns = np.concatenate(([0], np.cumsum(mask.sum(axis=0)))), np.nonzero(mask.T)[1]
+    blocks = np.array([system[j * 2 : j * 2 + 2, j * 2 : j * 2 + 2] for j in range(6)])
+    over = reference.gram_systems(*columns, left, penalty) - blocks
+    assert np.linalg.eigvalsh(over).min() > -1e-12, "the preconditioner's blocks bound the Schur complement's"

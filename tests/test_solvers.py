@@ -500,7 +500,10 @@ def test_auto_takes_dense_only_for_a_short_side_without_a_rank():
     short = Observations.from_coo([0], [0], [1.0], (AUTO_DENSE_SIDE, 10_000))
     long = Observations.from_coo([0], [0], [1.0], (AUTO_DENSE_SIDE + 1, 10_000))
     assert choose_method(short, CompletionOptions()) == "dense"
-    assert choose_method(short, CompletionOptions(rank=3)) == "factored"
+    assert choose_method(short, CompletionOptions(rank=3, ridge=1.0)) == "factored"
+    assert choose_method(short, CompletionOptions(rank=3)) == "two-sided"
+    assert choose_method(short, CompletionOptions(rank=3, agop_power=1.0)) == "factored"
+    assert choose_method(short, CompletionOptions(rank=3, smoothing="geometric")) == "factored"
     assert choose_method(long, CompletionOptions()) == "factored"
     assert choose_method(long, CompletionOptions(method="dense")) == "dense"
 

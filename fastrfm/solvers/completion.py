@@ -1,7 +1,7 @@
 """``complete``: observations and options in, ``CompletionResult`` out. The one entry to every completion method.
 
 Checks the options, fits offsets, picks the method and the side to work on, runs the solver under the thread limit,
-and brings its answer into canonical form. The iterations themselves live in ``dense`` and ``factored``.
+and brings its answer into canonical form. The iterations themselves live in ``dense``, ``factored`` and ``two_sided``.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from fastrfm.errors import InputError, NotConvergedWarning
 from fastrfm.factors import canonical_factors
 from fastrfm.kernels.residual import masked_residual
 from fastrfm.observations import Observations
-from fastrfm.options import FACTORED_POWER, CompletionOptions
+from fastrfm.options import FACTORED_POWER, TWO_SIDED_POWER, CompletionOptions
 from fastrfm.results import CompletionResult, Offsets
 from fastrfm.solvers.dense import solve_dense
 from fastrfm.solvers.factored import solve_factored
 from fastrfm.solvers.monitor import Iteration, Monitor
 from fastrfm.solvers.offsets import fit_offsets
+from fastrfm.solvers.two_sided import solve_two_sided
 
 # "auto" takes the dense form up to this length of the smaller side, where an iteration is cheap at any rank.
 AUTO_DENSE_SIDE = 600
@@ -45,6 +46,7 @@ def complete(
     callback: Callable[[Iteration], Any] | None = None,
     n_threads: int | None = CompletionOptions.n_threads,
     device: str = CompletionOptions.device,
+    start: CompletionResult | None = None,
 ) -> CompletionResult:
     """Return the completed matrix in factored form.
 
@@ -56,6 +58,9 @@ def complete(
         See :class:`fastrfm.options.CompletionOptions`.
     callback : callable, optional
         Called with an :class:`~fastrfm.solvers.monitor.Iteration` after each iteration; returning True stops.
+    start : CompletionResult, optional
+        A completion of the same shape to go on from, for ``method="two-sided"`` (which "auto" then takes): of the same
+        matrix with fewer entries or another ridge. Its low-rank part is used, its offsets are not.
 
     Returns
     -------
@@ -64,12 +69,13 @@ def complete(
     Raises
     ------
     InputError
-        If an option is out of its range, or `rank` exceeds the matrix.
+        If an option is out of its range, `rank` exceeds the matrix, or `start` has another shape or goes with a method
+        that cannot use it.
 
     Warns
     -----
     NotConvergedWarning
-        If `max_iter` came before `tol`; the result is the last iterate.
+        If `max_iter` came before `tol`, or two-sided iteration stalled; the result is the best iterate.
 
     Notes
     -----
@@ -110,24 +116,21 @@ def complete(
     with deferred(), thread_limit(threads):
         fitted = fit_offsets(observations) if options.offsets else None
         centred = observations if fitted is None else _centred(observations, fitted)
-        chosen = choose_method(centred, options)
-        left, right, monitor = _solve(centred, chosen, options, callback)
-        if monitor.stop_reason == "max_iter":
-            last = monitor.history()["error_estimate"][-1]
-            warnings.warn(
-                f"stopped after max_iter = {options.max_iter} iterations at an estimated relative error of {last:.1e} "
-                f"(tol = {options.effective_tol:.1e}): raise max_iter or tol",
-                NotConvergedWarning,
-                stacklevel=2,
-            )
+        chosen = choose_method(centred, options, is_warm=start is not None)
+        factors = None if start is None else _start_factors(start, observations.shape, chosen)
+        left, right, monitor = _solve(centred, chosen, options, callback, factors)
+        if monitor.stop_reason == "stalled" and options.method == "auto":
+            chosen = _one_sided(centred, options)  # not of the rank given: one-sided still has a useful answer
+            left, right, monitor = _solve(centred, chosen, options, callback, None)
+        trouble = _trouble(monitor, options)
+        if trouble:
+            warnings.warn(trouble, NotConvergedWarning, stacklevel=2)
         return _result(observations, centred, fitted, left, right, monitor, {**options.as_dict(), "method": chosen})
 
 
 def _check_size(observations: Observations, agop_power: float) -> None:
     """Refuse data whose powers, up to the 4 agop_power of the feature Gram, come near the ends of float64."""
     largest = float(np.abs(observations.values).max())
-    if largest == 0.0:
-        return
     if largest == 0.0:
         return
     decades = abs(np.log10(largest)) + np.log10(observations.n_observed)  # of the norm, generously
@@ -138,12 +141,48 @@ def _check_size(observations: Observations, agop_power: float) -> None:
         )
 
 
-def choose_method(observations: Observations, options: CompletionOptions) -> str:
-    """Return "dense" or "factored": what ``method="auto"`` stands for on these observations."""
+def _trouble(monitor: Monitor, options: CompletionOptions) -> str:
+    if monitor.stop_reason == "max_iter":
+        last = monitor.history()["error_estimate"][-1]
+        return (
+            f"stopped after max_iter = {options.max_iter} iterations at an estimated relative error of {last:.1e} "
+            f"(tol = {options.effective_tol:.1e}): raise max_iter or tol"
+        )
+    if monitor.stop_reason == "stalled":
+        return (
+            f"two-sided iteration found no matrix of rank {options.rank or 'any size looked for'} through the "
+            "observations: give the right rank, a ridge if the data are noisy, or use a one-sided method"
+        )
+    return ""
+
+
+def choose_method(observations: Observations, options: CompletionOptions, *, is_warm: bool = False) -> str:
+    """Return what ``method="auto"`` stands for on these observations.
+
+    Two-sided where a rank is given for exact data (no ridge) and where the run goes on from an earlier one. Without a
+    rank the data may have none, and the one-sided methods still give a useful answer then; with a ridge, two-sided has
+    the same limits but no advantage in time that was worth the more delicate choice.
+    """
     if options.method != "auto":
         return options.method
+    is_exact = options.rank is not None and options.ridge == 0.0 and options.smoothing == "auto"
+    if options.agop_power <= TWO_SIDED_POWER and (is_exact or is_warm):
+        return "two-sided"
+    return _one_sided(observations, options)
+
+
+def _one_sided(observations: Observations, options: CompletionOptions) -> str:
     is_short = options.rank is None and min(observations.shape) <= AUTO_DENSE_SIDE
     return "dense" if is_short or options.agop_power < FACTORED_POWER else "factored"
+
+
+def _start_factors(start: CompletionResult, shape: tuple[int, int], method: str) -> tuple[np.ndarray, np.ndarray]:
+    if method != "two-sided":
+        raise InputError(f'start goes with method="two-sided" and an agop_power of at most 1/2, got method {method!r}')
+    if start.shape != shape:
+        raise InputError(f"start must be a completion of a {shape[0]} x {shape[1]} matrix, got {start.shape}")
+    k = start.rank  # further columns hold the means of empty rows and columns
+    return np.ascontiguousarray(start.left[:, :k]), np.ascontiguousarray(start.right[:, :k])
 
 
 def _centred(observations: Observations, offsets: Offsets) -> Observations:
@@ -156,6 +195,7 @@ def _solve(
     method: str,
     options: CompletionOptions,
     callback: Callable[[Iteration], Any] | None,
+    start: tuple[np.ndarray, np.ndarray] | None,
 ) -> tuple[np.ndarray, np.ndarray, Monitor]:
     """Run a solver on the longer side's rows and return left and right factors of the estimate as it was given."""
     # The reweighted side is the smaller one: less memory, and fewer iterations than the other way round.
@@ -163,6 +203,10 @@ def _solve(
     work = observations.transposed() if is_wide else observations
     if method == "dense":
         left, right, monitor = solve_dense(work, options, callback)
+    elif method == "two-sided":
+        left, right, monitor = solve_two_sided(
+            work, options, callback, start[::-1] if start is not None and is_wide else start
+        )
     else:
         left, right, monitor = solve_factored(work, options, callback)
     if is_wide:

@@ -37,6 +37,8 @@ class Iteration:
     tol: float
     masked_rmse: float
     rank: int
+    inner_steps: int
+    inner_error: float
     seconds: float
     progress: float
 
@@ -45,20 +47,36 @@ class Monitor:
     """Collects one record per iteration and decides when to stop."""
 
     def __init__(
-        self, options: CompletionOptions, data_norm: float, callback: Callable[[Iteration], Any] | None
+        self,
+        options: CompletionOptions,
+        data_norm: float,
+        callback: Callable[[Iteration], Any] | None,
+        *,
+        is_fast: bool = False,
     ) -> None:
         self._options = options
         self._data_norm = data_norm
         self._callback = callback
         self._start = time.perf_counter()
         self._changes: list[float] = []
-        self._extrapolations: deque[float] = deque(maxlen=_WINDOW)
+        self._rate_span = 1 if is_fast else _RATE_SPAN
+        self._extrapolations: deque[float] = deque(maxlen=1 if is_fast else _WINDOW)
         self.error_estimate = math.inf
         self._records: list[Iteration] = []
         self.stop_reason = ""
 
     def record(
-        self, *, smoothing: float, floor: float, norm: float, change: float, masked_rmse: float, rank: int
+        self,
+        *,
+        smoothing: float,
+        floor: float,
+        norm: float,
+        change: float,
+        masked_rmse: float,
+        rank: int,
+        inner_steps: int = 0,
+        inner_error: float = 0.0,
+        is_settled: bool = False,
     ) -> bool:
         """Note one iteration and return whether to stop.
 
@@ -80,7 +98,9 @@ class Monitor:
         estimate = self.error_estimate = self._error_estimate()
         # Under a large ε nothing moves yet, which is not convergence.
         enough = max(tol * norm, _AT_FLOOR * floor) if self._options.ridge == 0.0 else _AT_FLOOR * floor
-        settled = smoothing <= enough or self._options.smoothing not in ("iterate_change", "geometric")
+        settled = (
+            is_settled or smoothing <= enough or self._options.smoothing not in ("auto", "iterate_change", "geometric")
+        )
         converged = settled and estimate <= tol
         progress = 1.0 if converged else self._progress(estimate, tol)
         iteration = len(self._records) + 1
@@ -93,6 +113,8 @@ class Monitor:
                 tol,
                 masked_rmse,
                 rank,
+                inner_steps,
+                inner_error,
                 time.perf_counter() - self._start,
                 progress,
             )
@@ -108,15 +130,24 @@ class Monitor:
 
     def history(self) -> dict[str, np.ndarray]:
         """Return the records as arrays, one element per iteration."""
-        names = ("smoothing", "change", "error_estimate", "masked_rmse", "rank", "seconds")
+        names = (
+            "smoothing",
+            "change",
+            "error_estimate",
+            "masked_rmse",
+            "rank",
+            "inner_steps",
+            "inner_error",
+            "seconds",
+        )
         return {name: np.array([getattr(record, name) for record in self._records]) for name in names}
 
     def _error_estimate(self) -> float:
         """Return the largest of the last few extrapolations: a single lucky one must neither stop nor drive ε."""
         raw = math.inf
-        if len(self._changes) > _RATE_SPAN:
-            now, then = self._changes[-1], self._changes[-1 - _RATE_SPAN]
-            rate = min((now / then) ** (1.0 / _RATE_SPAN), _SLOWEST_RATE) if then > 0.0 else _SLOWEST_RATE
+        if len(self._changes) > self._rate_span:
+            now, then = self._changes[-1], self._changes[-1 - self._rate_span]
+            rate = min((now / then) ** (1.0 / self._rate_span), _SLOWEST_RATE) if then > 0.0 else _SLOWEST_RATE
             raw = now * max(rate / (1.0 - rate), 1.0)
         self._extrapolations.append(raw)
         return max(self._extrapolations)

@@ -45,7 +45,7 @@ def next_smoothing(
     floor : float
         Smallest useful ε, in the data's unit: below it K is rank-deficient to working precision.
     """
-    if rule == "iterate_change":
+    if rule in ("auto", "iterate_change"):
         wanted = max(smoothing / LARGEST_DROP, change / CHANGE_SHARE)
         if math.isfinite(error):
             wanted = max(wanted, ERROR_SHARE * error)

@@ -1,0 +1,419 @@
+"""``method="two-sided"``: lin-RFM with the AGOP of rows and of columns, each at half the power.
+
+With U, σ, V the leading singular triplets of the estimate X (σ_j > ε) the features' covariance is a Kronecker product,
+(XXᵀ)^α ⊗ (XᵀX)^α with σ floored at ε. Let e = ε^(2α), w_j = σ_j^(2α), δ = e². It is the sum of four parts,
+
+    δ I  +  U diag(w − e) Uᵀ ⊗ (e I + V diag(w − e) Vᵀ)  +  e I ⊗ V diag(w − e) Vᵀ,
+
+so X = U Aᵀ + B Vᵀ + (sparse) with A and B unconstrained, and the regression is (own derivation)
+
+    minimise  ½‖y − P_Ω(U Aᵀ + B Vᵀ)‖²  +  ½ Σ_j p_j [‖b_j‖² + a_jᵀ(I − V diag(h) Vᵀ) a_j],
+    p_j = (λ + δ) / (e (w_j − e)),   h_j = 1 − e / w_j,   X = U Aᵀ + B Vᵀ + θ P_Ω*(residual),   θ = δ / (λ + δ).
+
+Row i of B solves a k x k system for given A, so conjugate gradients run on A alone (``kernels.tangent``), from
+A = XᵀU: on the correction, with a tolerance relative to what is still wrong. The next triplets come from block power
+steps on low-rank + sparse, started from the last ones; XᵀX is never formed. How ε and α move: ``continuation``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastrfm._interrupt import check
+from fastrfm.factors import numerical_rank, tall_qr
+from fastrfm.kernels.tangent import (
+    conjugate_gradients,
+    factor_columns,
+    factor_rows,
+    gradient,
+    multiply_residual,
+    multiply_residual_transposed,
+)
+from fastrfm.kernels.tasks import balanced_bounds
+from fastrfm.observations import Observations
+from fastrfm.options import CompletionOptions
+from fastrfm.solvers.continuation import Continuation
+from fastrfm.solvers.monitor import Iteration, Monitor
+
+EXTRA_DIRECTIONS = 8  # beyond the rank: on the way more directions than it are above ε
+RANK_CAP = 40  # the largest rank looked for when none is given
+MAX_INNER_STEPS = 500
+_MOST_STRIPES, _MOST_PARTS = 16, 8
+_PART_BYTES = 2**26
+_CALL_OPERATIONS = 2e9  # of conjugate gradients between two looks for Ctrl-C
+_BARELY_ABOVE = 1.0 + 1e-10
+_MAX_POWER_STEPS = 8
+_LARGEST_PENALTY = 1e12
+_ROUNDING = 1e-15
+_SPECTRUM_ACCURACY = 1e-2  # of singular values near ε: more does not change how often or how fast problems are solved
+
+
+@dataclass(frozen=True)
+class Triplets:
+    """Leading singular triplets: (n_rows, b), (b,) descending, (n_cols, b)."""
+
+    left: np.ndarray
+    singular_values: np.ndarray
+    right: np.ndarray
+
+    def first(self, k: int) -> Triplets:
+        return Triplets(
+            np.ascontiguousarray(self.left[:, :k]), self.singular_values[:k], np.ascontiguousarray(self.right[:, :k])
+        )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How sweeps are split, by the data alone: tiles of rows, stripes of columns, partial sums over rows."""
+
+    bounds: np.ndarray
+    tiles: np.ndarray
+    stripes: np.ndarray
+
+    @classmethod
+    def of(cls, observations: Observations) -> Layout:
+        cost = observations.row_counts + 4
+        return cls(
+            balanced_bounds(cost),
+            balanced_bounds(cost, 16 * _MOST_PARTS),
+            balanced_bounds(observations.col_counts + 4, min(_MOST_STRIPES, max(observations.n_cols // 32, 1))),
+        )
+
+    def n_parts(self, observations: Observations, k: int) -> int:
+        """Return how many partial sums over rows pay: each costs one addition per column and direction."""
+        per_column = observations.n_observed / observations.n_cols
+        affordable = _PART_BYTES / (8.0 * observations.n_cols * max(k, 1))
+        return 1 << int(np.log2(max(min(per_column / 4.0, affordable, _MOST_PARTS), 1.0)))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """U Aᵀ + B Vᵀ plus θ times its residual on the observed entries."""
+
+    observations: Observations
+    layout: Layout
+    left: np.ndarray
+    rows: np.ndarray
+    coefficients: np.ndarray
+    basis: np.ndarray
+    theta: float
+
+    def multiply(self, vectors: np.ndarray) -> np.ndarray:
+        """Return X·vectors, (n_rows, b)."""
+        obs, out = self.observations, np.empty((self.observations.n_rows, vectors.shape[1]))
+        multiply_residual(
+            self.layout.bounds,
+            obs.indptr,
+            obs.indices,
+            obs.values,
+            self.left,
+            self.rows,
+            self.coefficients,
+            self.basis,
+            np.ascontiguousarray(vectors),
+            out,
+        )
+        out *= self.theta
+        out += self.left @ (self.coefficients.T @ vectors)
+        out += self.rows @ (self.basis.T @ vectors)
+        return out
+
+    def multiply_transposed(self, vectors: np.ndarray) -> np.ndarray:
+        """Return Xᵀ·vectors, (n_cols, b)."""
+        obs, out = self.observations, np.empty((self.observations.n_cols, vectors.shape[1]))
+        multiply_residual_transposed(
+            self.layout.stripes,
+            obs.indptr,
+            obs.indices,
+            obs.values,
+            self.left,
+            self.rows,
+            self.coefficients,
+            self.basis,
+            np.ascontiguousarray(vectors),
+            out,
+        )
+        out *= self.theta
+        out += self.coefficients @ (self.left.T @ vectors)
+        out += self.basis @ (self.rows.T @ vectors)
+        return out
+
+
+@dataclass(frozen=True)
+class Step:
+    """One reweighted regression: the estimate, how far it moved, and how its inner solver ended."""
+
+    estimate: Estimate
+    change: float
+    square_sum: float
+    inner_steps: int
+    inner_error: float
+
+    def image_of_left(self) -> np.ndarray:
+        """Return (U Aᵀ + B Vᵀ)ᵀ U, (n_cols, k): half a power step, and the best start for the next."""
+        estimate = self.estimate
+        return np.asarray(estimate.coefficients + estimate.basis @ (estimate.rows.T @ estimate.left))
+
+
+def start_estimate(observations: Observations, layout: Layout, left: np.ndarray, right: np.ndarray) -> Estimate:
+    """Return left rightᵀ with the observed entries put in."""
+    return Estimate(observations, layout, left, np.zeros_like(left), right, np.zeros_like(right), 1.0)
+
+
+def leading_triplets(
+    estimate: Estimate, start: np.ndarray, *, watched: int, accuracy: float, floor: float = 0.0
+) -> Triplets:
+    """Return the leading singular triplets by block power steps from `start`, (n_cols, b).
+
+    Stops when the first `watched` singular values change by at most `accuracy` of the smallest of them (or of `floor`)
+    from one step to the next.
+    """
+    right = tall_qr(start)[0]
+    before = np.full(start.shape[1], np.inf)
+    watched = min(watched, start.shape[1])
+    for _ in range(_MAX_POWER_STEPS):
+        left = tall_qr(estimate.multiply(right))[0]
+        right, upper = tall_qr(estimate.multiply_transposed(left))
+        u, singular_values, vt = np.linalg.svd(upper.T)
+        if watched == 0:
+            break
+        smallest = max(float(singular_values[watched - 1]), floor)
+        if np.abs(singular_values - before)[:watched].max() <= accuracy * smallest:
+            break
+        before = singular_values
+    return Triplets(left @ u, singular_values, right @ vt.T)
+
+
+def tangent_step(
+    observations: Observations,
+    layout: Layout,
+    triplets: Triplets,
+    *,
+    smoothing: float,
+    agop_power: float,
+    ridge: float,
+    tolerance: float,
+    max_steps: int = MAX_INNER_STEPS,
+) -> Step:
+    """Return the reweighted regression from these triplets, all of them above `smoothing`.
+
+    Parameters
+    ----------
+    observations : Observations
+    layout : Layout
+    triplets : Triplets
+        U, σ, V of the estimate before.
+    smoothing, agop_power, ridge : float
+        ε, α, λ.
+    tolerance : float
+        Of conjugate gradients, relative to the gradient at the estimate before.
+    max_steps : int
+    """
+    k = triplets.singular_values.size
+    growth = (triplets.singular_values / smoothing) ** (2.0 * agop_power)
+    noise = ridge / max(smoothing ** (4.0 * agop_power), np.finfo(np.float64).tiny)
+    penalty = np.minimum((noise + 1.0) / (growth - 1.0), _LARGEST_PENALTY * (noise + 1.0))
+    hidden = 1.0 - 1.0 / growth
+    before = triplets.right * triplets.singular_values
+    system = _System(observations, layout, triplets.left, triplets.right, penalty, hidden)
+    residual, _, _ = system.gradient(before)
+    correction, inner_steps, inner_error = system.solve(residual, tolerance, max_steps)
+    coefficients = before + correction
+    remaining, rows, misfit = system.gradient(coefficients)
+    theta = 1.0 / (1.0 + noise)
+    estimate = Estimate(observations, layout, triplets.left, rows, coefficients, triplets.right, theta)
+    # The change in the tangent space, with the sparse part's share in it: R V = B diag(p) because B is eliminated
+    # exactly, and Rᵀ U is the penalty's pull on A plus what is left of the gradient.
+    hidden_part = triplets.right @ (hidden[:, None] * (triplets.right.T @ coefficients))
+    sparse_share = theta * (remaining + penalty * (coefficients - hidden_part))
+    inside = correction + triplets.right @ (triplets.left.T @ rows).T + sparse_share
+    outside = rows * (1.0 + theta * penalty)
+    outside = outside - triplets.left @ (triplets.left.T @ outside)
+    change = float(np.hypot(np.linalg.norm(inside), np.linalg.norm(outside)))
+    if k == 0:
+        change = float(np.sqrt(misfit.sum()))
+    return Step(estimate, change, float(misfit.sum()), inner_steps, inner_error)
+
+
+class _System:
+    """The Schur complement of one step: its row and column factors, and the calls into the kernels."""
+
+    def __init__(
+        self,
+        observations: Observations,
+        layout: Layout,
+        left: np.ndarray,
+        basis: np.ndarray,
+        penalty: np.ndarray,
+        hidden: np.ndarray,
+    ) -> None:
+        k = penalty.size
+        size = k * (k + 1) // 2
+        obs = observations
+        self._row_factors, self._column_factors = np.empty((obs.n_rows, size)), np.empty((obs.n_cols, size))
+        factor_rows(layout.bounds, obs.indptr, obs.indices, basis, penalty, self._row_factors)
+        factor_columns(layout.stripes, obs.indptr, obs.indices, left, penalty, self._column_factors)
+        n_parts = layout.n_parts(obs, k)
+        self._split = (layout.tiles, n_parts, layout.stripes, obs.indptr, obs.indices)
+        self._values, self._left, self._basis = obs.values, left, basis
+        self._penalty, self._hidden = penalty, hidden
+        self._parts = np.empty((n_parts, obs.n_cols, k))
+        self._steps_per_call = max(int(_CALL_OPERATIONS / (8.0 * max(k, 1) * obs.n_observed)), 1)
+
+    def gradient(self, coefficients: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return minus the gradient in A (n_cols, k), the B that goes with A (n_rows, k), and each row's misfit."""
+        check()
+        out, rows = np.empty_like(coefficients), np.empty_like(self._left)
+        misfit = np.empty(len(rows))
+        gradient(
+            *self._split,
+            self._values,
+            self._left,
+            self._basis,
+            coefficients,
+            self._row_factors,
+            self._penalty,
+            self._hidden,
+            self._parts,
+            rows,
+            misfit,
+            out,
+        )
+        return out, rows, misfit
+
+    def solve(self, residual: np.ndarray, tolerance: float, max_steps: int) -> tuple[np.ndarray, int, float]:
+        """Return the correction of A, the steps taken, and the residual that is left relative to the start."""
+        solution, direction, preconditioned, image = (np.empty_like(residual) for _ in range(4))
+        state = np.array([0.0, 0.0, tolerance, 1.0, 1.0])
+        while state[0] == state[1] < max_steps:
+            check()
+            state[1] = min(state[1] + self._steps_per_call, max_steps)
+            conjugate_gradients(
+                *self._split,
+                self._left,
+                self._basis,
+                self._row_factors,
+                self._column_factors,
+                self._penalty,
+                self._hidden,
+                self._parts,
+                state,
+                solution,
+                residual,
+                direction,
+                preconditioned,
+                image,
+            )
+        error = float(np.sqrt(state[3] / state[4])) if state[4] > 0.0 else 0.0
+        return solution, int(state[0]), error
+
+
+def rank_cap(observations: Observations, rank: int | None) -> int:
+    """Return the largest rank to look for: the one given, and never more unknowns than observed entries."""
+    total, n = observations.n_rows + observations.n_cols, observations.n_observed
+    identifiable = int((total - np.sqrt(max(total * total - 4.0 * n, 0.0))) / 2.0)
+    return max(min(RANK_CAP if rank is None else rank, identifiable, *observations.shape), 1)
+
+
+def solve_two_sided(
+    observations: Observations,
+    options: CompletionOptions,
+    callback: Callable[[Iteration], Any] | None = None,
+    start: tuple[np.ndarray, np.ndarray] | None = None,
+) -> tuple[np.ndarray, np.ndarray, Monitor]:
+    """Complete a matrix.
+
+    Parameters
+    ----------
+    observations : Observations
+    options : CompletionOptions
+        ``method`` and ``offsets`` are not looked at.
+    callback : callable, optional
+    start : (n_rows, k) and (n_cols, k) float64, optional
+        Factors of an estimate to go on from.
+
+    Returns
+    -------
+    left, right : (n_rows, k) and (n_cols, k) float64
+        The leading directions of the estimate, cut to `options.rank` and to those above ε and the tolerance.
+    monitor : Monitor
+        ``stop_reason`` is "stalled" if every attempt of ``continuation`` was given up.
+    """
+    data_norm = float(np.linalg.norm(observations.values.astype(np.float64, copy=False)))
+    monitor = Monitor(options, data_norm, callback, is_fast=True)
+    path = Continuation(options, data_norm, rank_cap(observations, options.rank))
+    nothing = np.zeros((observations.n_rows, 0)), np.zeros((observations.n_cols, 0))
+    first = start_estimate(observations, Layout.of(observations), *(nothing if start is None else start))
+    best, least = None, np.inf
+    while not monitor.stop_reason and path.has_next_attempt():
+        triplets, smoothing = _attempt(first, options, path, monitor, data_norm)
+        if best is None or smoothing < least:
+            best, least = triplets, smoothing
+    if not monitor.stop_reason:
+        monitor.stop_reason = "stalled"
+    assert best is not None  # the first attempt always runs
+    above = int(np.count_nonzero(best.singular_values > least))
+    k = min(numerical_rank(best.singular_values, options.effective_tol, data_norm=data_norm), above)
+    k = min(k, options.rank or k)
+    return best.left[:, :k] * best.singular_values[:k], best.right[:, :k], monitor
+
+
+def _attempt(
+    first: Estimate, options: CompletionOptions, path: Continuation, monitor: Monitor, data_norm: float
+) -> tuple[Triplets, float]:
+    """Iterate from `first` until the monitor stops or the path gives up; return the triplets and ε reached."""
+    observations, layout = first.observations, first.layout
+    rng = np.random.default_rng(options.random_state)
+    begin = rng.standard_normal((observations.n_cols, min(path.next_cap + EXTRA_DIRECTIONS, *observations.shape)))
+    known = min(first.coefficients.shape[1], begin.shape[1])
+    begin[:, :known] = first.coefficients[:, :known]
+    triplets = leading_triplets(first, begin, watched=path.next_cap + 1, accuracy=_SPECTRUM_ACCURACY)
+    path.start_attempt(triplets.singular_values)
+    while True:
+        above = int(np.count_nonzero(triplets.singular_values > path.step_smoothing * _BARELY_ABOVE))
+        used = triplets.first(min(above, path.n_directions))
+        k = used.singular_values.size
+        step = tangent_step(
+            observations,
+            layout,
+            used,
+            smoothing=path.step_smoothing,
+            agop_power=path.agop_power,
+            ridge=options.ridge,
+            tolerance=path.inner_tolerance,
+        )
+        norm = float(np.linalg.norm(used.singular_values)) if k else data_norm
+        is_done = monitor.record(
+            smoothing=path.smoothing,
+            floor=path.floor,
+            norm=norm,
+            change=step.change,
+            masked_rmse=float(np.sqrt(step.square_sum / observations.n_observed)),
+            rank=k,
+            inner_steps=step.inner_steps,
+            inner_error=step.inner_error,
+            is_settled=path.is_held,
+        )
+        triplets = leading_triplets(
+            step.estimate,
+            np.column_stack([step.image_of_left(), triplets.right[:, k:]]),
+            watched=(k if options.rank is None else path.cap) + 1,
+            accuracy=_SPECTRUM_ACCURACY,
+            floor=_ROUNDING * data_norm,
+        )
+        if is_done:
+            return triplets, path.smoothing
+        path.advance(
+            triplets.singular_values,
+            change=step.change,
+            norm=norm,
+            error=monitor.error_estimate * norm,
+            n_directions=k,
+            inner_steps=step.inner_steps,
+        )
+        if path.is_stuck:
+            return triplets, path.smoothing
