@@ -136,8 +136,9 @@ def _say(case: str, seed: int, who: str, run: dict[str, Any], ours: float | None
     line = f"{case:15} seed {seed:2d}  {who:18} error {run['error']:8.1e}  {run['seconds']:8.3f} s  {mark}"
     if "rank" in run:
         line += f", rank {run['rank']}, {run['iterations']} iterations, {run['inner_steps']} inner, {run['reason']}"
-    elif ours is not None:
-        line += f", {run['seconds'] / ours:.1f} x ours" + (f" ({run['note']})" if run["note"] else "")
+    else:
+        ratio = f", {run['seconds'] / ours:.1f} x ours" if ours is not None and run["is_reached"] else ""
+        line += ratio + (f" ({run['note']})" if run["note"] else "")
     click.echo(line)
 
 

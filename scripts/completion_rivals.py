@@ -215,8 +215,8 @@ RIVALS = {
         "hmirls",
         "p = 0.1, the true rank for its smoothing, scipy's `cg` handed in as inner solver (its own does not run with "
         "scipy 1.14 or newer). Not in the tables: it writes its weights as Kronecker products of 2 n³ numbers and "
-        "solves without a preconditioner. At 100 x 100, rank 3, ρ 4, 25 iterations with an inner tolerance of 1e-5 came "
-        "to an error of 1e-5 in HMIRLS_SECONDS, with a peak of 2.4 GiB; larger ones were not tried",
+        "solves without a preconditioner. Once, at 100 x 100, rank 3, ρ 4, 25 iterations with an inner tolerance of "
+        "1e-5 came to an error of 1e-5 in 123 s with a peak of 2.3 GiB; larger ones were not tried",
         _hmirls,
         4,
         100,

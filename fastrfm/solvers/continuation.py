@@ -46,6 +46,7 @@ _LONGEST_REST = 200  # iterations without a smaller ε, however small the steps:
 _CROWDED_SPAN = 40  # iterations with cap or more directions above ε
 _LABOURED_STEPS, _LABOURED_SPAN = 150, 2  # of conjugate gradients, in iterations on end: the rank is too high
 _LEAST = 1e-16
+_TINY = 1e-140  # data that are all zero have no scale of their own
 _ALL = 2**31
 _NEWTON_SHARE = 0.1
 _LOOSE, _TIGHT, _EXACT = 0.1, 1e-5, 1e-10
@@ -80,7 +81,9 @@ class Continuation:
         self._queue: list[tuple[int, Attempt]] = [(cap, first)]
         self._narrowest = np.ones(0)  # of σ_{j+1} / σ_j so far, in all attempts
         self._n_attempts = 0
-        self.floor = max(_LEAST * data_norm, ridge_smoothing(options.ridge, options.agop_power, options.effective_tol))
+        self.floor = max(
+            _TINY, _LEAST * data_norm, ridge_smoothing(options.ridge, options.agop_power, options.effective_tol)
+        )
 
     def start_attempt(self, singular_values: np.ndarray) -> None:
         """Begin the next attempt, from the singular values of its first estimate."""
@@ -148,7 +151,7 @@ class Continuation:
             self.is_local, self.inner_tolerance = gap is not None, _LOOSE
             if gap is not None:
                 wanted = max(hold, min(wanted, gap[1]))
-                self.inner_tolerance = min(max(10.0 * change / norm, _TIGHT), _LOOSE)
+                self.inner_tolerance = min(max(10.0 * change / max(norm, _TINY), _TIGHT), _LOOSE)
         self.is_held = not self.is_local and hold >= 0.99 * before
         self.smoothing = min(before, max(wanted, self.floor))
         has_shown = gap is not None and gap[0] == self.cap

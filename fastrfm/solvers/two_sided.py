@@ -213,7 +213,6 @@ def tangent_step(
         Of conjugate gradients, relative to the gradient at the estimate before.
     max_steps : int
     """
-    k = triplets.singular_values.size
     growth = (triplets.singular_values / smoothing) ** (2.0 * agop_power)
     noise = ridge / max(smoothing ** (4.0 * agop_power), np.finfo(np.float64).tiny)
     penalty = np.minimum((noise + 1.0) / (growth - 1.0), _LARGEST_PENALTY * (noise + 1.0))
@@ -234,8 +233,6 @@ def tangent_step(
     outside = rows * (1.0 + theta * penalty)
     outside = outside - triplets.left @ (triplets.left.T @ outside)
     change = float(np.hypot(np.linalg.norm(inside), np.linalg.norm(outside)))
-    if k == 0:
-        change = float(np.sqrt(misfit.sum()))
     return Step(estimate, change, float(misfit.sum()), inner_steps, inner_error)
 
 
