@@ -228,7 +228,9 @@ def _write(results: dict[str, Any], folder: Path) -> None:
     (folder / "benchmarks" / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     drawn = plots(results, folder / "benchmarks")
     (folder / "benchmarks.md").write_text(render(results, drawn))
-    click.echo(f"wrote {folder / 'benchmarks.md'}" + ("" if drawn else " without plots: matplotlib is not there"))
+    click.echo(
+        f"wrote {folder / 'benchmarks.md'}" + ("" if drawn else " without plots: nothing to draw, or no matplotlib")
+    )
 
 
 @click.command()

@@ -119,9 +119,9 @@ def _rivals(cases: dict[str, Any], about: dict[str, Any]) -> str:
             line.append(_versus(case, case["rivals"].get(name, [])))
         rows.append(line)
     text = (
-        "Where a rival reached the error asked for: its time over ours on the same problem (median), how often it did, "
-        "and its median error. Otherwise the best error of all its runs, and the time of the longest. None is given "
-        f"more than {about['rival_limit']:g} s a run, and a rival is given up earlier only when its error is above "
+        "Where a rival reached the error asked for: its time over ours on the same problem (median), how often it "
+        "did, and its median error. Otherwise the best error of all its runs, and the time of the longest. None is "
+        f"given more than {about['rival_limit']:g} s a run, and one is given up earlier only when its error is above "
         "200 % and has "
         "risen through three doublings of its iterations; `–` stands for not tried (dense and too large).\n\n"
     )
