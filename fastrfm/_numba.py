@@ -25,12 +25,12 @@ from fastrfm.errors import InputError
 
 # Plain fastmath=True would also assume that no NaN or infinity exists, and delete our checks for them.
 _FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
-_CHECK_BOUNDS = os.environ.get("FASTRFM_CHECK_BOUNDS", "") == "1"
+CHECKS_BOUNDS = os.environ.get("FASTRFM_CHECK_BOUNDS", "") == "1"
 
 
 def _compiled(function: Callable[..., Any], **options: Any) -> Any:
     options = {"error_model": "numpy", "fastmath": _FASTMATH, "nogil": True, "cache": True, **options}
-    if _CHECK_BOUNDS:
+    if CHECKS_BOUNDS:
         options.update(boundscheck=True, parallel=False)
     try:
         return numba.njit(**options)(function)

@@ -402,11 +402,15 @@ def oracle_estimate(truth: np.ndarray, rank: int, values: np.ndarray, mask: np.n
 # --- kernels of the two-sided iteration ---------------------------------------------------------------------------
 
 
-def packed_factor(system: np.ndarray) -> np.ndarray:
-    """Return the Cholesky factor's lower triangle by rows, its diagonal inverted."""
-    lower = np.linalg.cholesky(system)
-    np.fill_diagonal(lower, 1.0 / np.diagonal(lower))
-    return lower[np.tril_indices(len(lower))]
+def in_lanes(lower: np.ndarray) -> np.ndarray:
+    """Return a lower triangle row by row, each row filled up with zeros to a multiple of four numbers."""
+    rows = [np.append(row[: a + 1], np.zeros(-(a + 1) % 4)) for a, row in enumerate(lower)]
+    return np.concatenate([np.zeros(0), *rows])
+
+
+def inverse_factor(system: np.ndarray) -> np.ndarray:
+    """Return L⁻¹ of the Cholesky factor L in whole lanes."""
+    return in_lanes(np.linalg.inv(np.linalg.cholesky(system)))
 
 
 def gram_systems(indptr: np.ndarray, indices: np.ndarray, features: np.ndarray, penalty: np.ndarray) -> np.ndarray:

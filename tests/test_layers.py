@@ -18,6 +18,7 @@ LAYERS = [
     "atomic",
     "_hdf5",
     "_numba",
+    "_lanes",
     "options",
     "kernels",
     "metrics",
@@ -97,9 +98,9 @@ def test_modules_import_only_from_layers_above(path):
 
 def test_numba_is_named_in_one_place():
     for path in MODULES:
-        wanted = {"numba"} if layer_of(path) in ("_numba", "kernels") else set()
-        found = {name.split(".")[0] for name in imports(path)} & {"numba"}
-        assert found <= wanted, f"{path.name} imports numba"
+        wanted = {"_numba": {"numba"}, "_lanes": {"numba", "llvmlite"}, "kernels": {"numba"}}.get(layer_of(path), set())
+        found = {name.split(".")[0] for name in imports(path)} & {"numba", "llvmlite"}
+        assert found <= wanted, f"{path.name} imports {found - wanted}"
         if layer_of(path) == "kernels":  # prange and no decorator
             names = [
                 alias.name

@@ -255,13 +255,15 @@ def test_oracle_estimate_is_exact_on_exact_data_and_projects_full_noise():
     np.testing.assert_allclose(full, reference.tangent_projection(noise, left, right), atol=1e-10)
 
 
-def test_packed_factor_rebuilds_its_system():
-    root = np.random.RandomState(0).standard_normal((4, 6))
-    packed = reference.packed_factor(root @ root.T)
-    lower = np.zeros((4, 4))
-    lower[np.tril_indices(4)] = packed
-    np.fill_diagonal(lower, 1.0 / np.diagonal(lower))
-    np.testing.assert_allclose(lower @ lower.T, root @ root.T, atol=1e-12)
+def test_inverse_factor_inverts_its_system():
+    root = np.random.RandomState(0).standard_normal((6, 8))
+    packed = reference.inverse_factor(root @ root.T)
+    assert packed.size == 4 * 4 + 2 * 8
+    inverse = np.zeros((6, 8))
+    inverse[:4, :4], inverse[4:] = packed[:16].reshape(4, 4), packed[16:].reshape(2, 8)
+    np.testing.assert_array_equal(np.triu(inverse, 1), 0.0)
+    np.testing.assert_allclose(inverse[:, :6].T @ inverse[:, :6], np.linalg.inv(root @ root.T), atol=1e-12)
+    assert reference.inverse_factor(np.zeros((0, 0))).size == 0
 
 
 def test_tangent_twins_minimise_the_eliminated_objective():

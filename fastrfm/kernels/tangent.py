@@ -15,62 +15,182 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
+from fastrfm._lanes import (
+    LANES,
+    load,
+    load_at,
+    multiply_add,
+    splat,
+    store,
+    store_at,
+    subtract,
+    total,
+    totals,
+)
 from fastrfm._numba import inner, parallel_kernel
 
 _SINGULAR = 1e-15  # of a system's trace: what rounding may hide, added to its diagonal
 
 
 @inner
-def _factorise(packed, k, penalty):
-    """Replace the packed lower triangle by its Cholesky factor, with reciprocal pivots, after adding `penalty`."""
+def _start_of(a):
+    """Return where row a of a factor starts: rows hold whole lanes, four rows of four, then four of eight, ..."""
+    block = a // LANES
+    return 2 * LANES * block * (block + 1) + LANES * (a % LANES) * (block + 1)
+
+
+@inner
+def _add_outer(packed, v, i):
+    """Add v_i v_iᵀ to the lower triangle; beyond the diagonal the lanes hold what nobody reads."""
+    own = 0
+    for a in range(v.shape[1]):
+        weight = splat(v[i, a])
+        for c in range(0, a + 1, LANES):
+            store(packed, own + c, multiply_add(weight, load_at(v, i, c), load(packed, own + c)))
+        own += LANES * (a // LANES + 1)
+
+
+@inner
+def _add_outers(packed, v, indices, start, stop):
+    """Add v_j v_jᵀ for j = indices[start:stop]: four at a time, so that the sums stay in registers."""
+    full = start + (stop - start) // LANES * LANES
+    for t in range(start, full, LANES):
+        i, j, k, m = indices[t], indices[t + 1], indices[t + 2], indices[t + 3]
+        own = 0
+        for a in range(v.shape[1]):
+            first, second, third, fourth = splat(v[i, a]), splat(v[j, a]), splat(v[k, a]), splat(v[m, a])
+            for c in range(0, a + 1, LANES):
+                sums = multiply_add(first, load_at(v, i, c), load(packed, own + c))
+                sums = multiply_add(second, load_at(v, j, c), sums)
+                sums = multiply_add(third, load_at(v, k, c), sums)
+                store(packed, own + c, multiply_add(fourth, load_at(v, m, c), sums))
+            own += LANES * (a // LANES + 1)
+    for t in range(full, stop):
+        _add_outer(packed, v, indices[t])
+
+
+@inner
+def _invert_factor(packed, penalty, pivotal):
+    """Replace the lower triangle of M by L⁻¹ of its Cholesky factor L, after adding `penalty` to its diagonal.
+
+    Solving is then two products whose sums do not wait for each other, where substitution is one long chain. In step b
+    row a > b holds a row of the inverse up to column b and of the Schur complement from there on, and both lose the
+    same multiple of `pivotal`, a (k,) workspace. A pivot that is not positive makes its direction count for nothing.
+    """
+    k = penalty.size
     trace = 0.0
     for a in range(k):
-        trace += packed[a * (a + 1) // 2 + a]
+        trace += packed[_start_of(a) + a]
     for a in range(k):
-        own = a * (a + 1) // 2
-        packed[own + a] += penalty[a] + _SINGULAR * trace
-        for b in range(a + 1):
-            other = b * (b + 1) // 2
-            total = packed[own + b]
-            for c in range(b):
-                total -= packed[own + c] * packed[other + c]
-            if b < a:
-                packed[own + b] = total * packed[other + b]
-            else:
-                packed[own + a] = 1.0 / np.sqrt(total) if total > 0.0 else 0.0
+        packed[_start_of(a) + a] += penalty[a] + _SINGULAR * trace
+    for b in range(k):
+        own = _start_of(b)
+        diagonal = packed[own + b]
+        scale = 1.0 / np.sqrt(diagonal) if diagonal > 0.0 else 0.0
+        packed[own + b] = 1.0
+        for c in range(b + 1):
+            packed[own + c] *= scale
+            pivotal[c] = packed[own + c]
+        for c in range(b + 1, LANES * (b // LANES + 1)):
+            packed[own + c] = 0.0
+        for a in range(b + 1, k):
+            other = _start_of(a)
+            pivotal[a] = packed[other + b] * scale
+            packed[other + b] = 0.0
+        for a in range(b + 1, k):
+            other, weight = _start_of(a), splat(-pivotal[a])
+            for c in range(0, a + 1, LANES):
+                store(packed, other + c, multiply_add(weight, load(pivotal, c), load(packed, other + c)))
 
 
 @inner
-def _solve(packed, k, x):
-    """Solve in place with a factor made by :func:`_factorise`."""
+def _solve(factors, i, x, half):
+    """Replace x by M_i⁻¹ x = L⁻ᵀ (L⁻¹ x); `half` is a (k,) workspace."""
     own = 0
-    for a in range(k):
-        total = x[a]
-        for b in range(a):
-            total -= packed[own + b] * x[b]
-        x[a] = total * packed[own + a]
-        own += a + 1
-    for a in range(k - 1, -1, -1):
-        own -= a + 1
-        solved = x[a] * packed[own + a]
-        x[a] = solved
-        for b in range(a):
-            x[b] -= solved * packed[own + b]
+    for a in range(0, x.size, LANES):
+        first = second = third = fourth = splat(0.0)
+        width = a + LANES
+        for c in range(0, width, LANES):
+            given = load(x, c)
+            first = multiply_add(given, load_at(factors, i, own + c), first)
+            second = multiply_add(given, load_at(factors, i, own + width + c), second)
+            third = multiply_add(given, load_at(factors, i, own + 2 * width + c), third)
+            fourth = multiply_add(given, load_at(factors, i, own + 3 * width + c), fourth)
+        store(half, a, totals(first, second, third, fourth))
+        own += LANES * width
+    for a in range(0, x.size, LANES):
+        store(x, a, splat(0.0))
+    own = 0
+    for a in range(0, x.size, LANES):
+        width = a + LANES
+        one, two, three, four = splat(half[a]), splat(half[a + 1]), splat(half[a + 2]), splat(half[a + 3])
+        for c in range(0, width, LANES):
+            sums = multiply_add(one, load_at(factors, i, own + c), load(x, c))
+            sums = multiply_add(two, load_at(factors, i, own + width + c), sums)
+            sums = multiply_add(three, load_at(factors, i, own + 2 * width + c), sums)
+            store(x, c, multiply_add(four, load_at(factors, i, own + 3 * width + c), sums))
+        own += LANES * width
 
 
 @inner
-def _add_outer(packed, k, v):
-    own = 0
-    for a in range(k):
-        weight = v[a]
-        for b in range(a + 1):
-            packed[own + b] += weight * v[b]
-        own += a + 1
+def _take_products(weights, rows, indices, start, n, out):
+    """Subtract weights · rows[indices[start + t]] from out[t], t < n."""
+    full = n // LANES * LANES
+    for t in range(0, full, LANES):
+        i, j = indices[start + t], indices[start + t + 1]
+        k, m = indices[start + t + 2], indices[start + t + 3]
+        first = second = third = fourth = splat(0.0)
+        for a in range(0, weights.size, LANES):
+            given = load(weights, a)
+            first = multiply_add(given, load_at(rows, i, a), first)
+            second = multiply_add(given, load_at(rows, j, a), second)
+            third = multiply_add(given, load_at(rows, k, a), third)
+            fourth = multiply_add(given, load_at(rows, m, a), fourth)
+        store(out, t, subtract(load(out, t), totals(first, second, third, fourth)))
+    for t in range(full, n):
+        sums = splat(0.0)
+        for a in range(0, weights.size, LANES):
+            sums = multiply_add(load(weights, a), load_at(rows, indices[start + t], a), sums)
+        out[t] -= total(sums)
+
+
+@inner
+def _gather(weights, rows, indices, start, n, out):
+    """Add weights[t] rows[indices[start + t]] to out, t < n."""
+    full = n // LANES * LANES
+    for t in range(0, full, LANES):
+        i, j = indices[start + t], indices[start + t + 1]
+        k, m = indices[start + t + 2], indices[start + t + 3]
+        one, two = splat(weights[t]), splat(weights[t + 1])
+        three, four = splat(weights[t + 2]), splat(weights[t + 3])
+        for a in range(0, out.size, LANES):
+            sums = multiply_add(one, load_at(rows, i, a), load(out, a))
+            sums = multiply_add(two, load_at(rows, j, a), sums)
+            sums = multiply_add(three, load_at(rows, k, a), sums)
+            store(out, a, multiply_add(four, load_at(rows, m, a), sums))
+    for t in range(full, n):
+        one = splat(weights[t])
+        for a in range(0, out.size, LANES):
+            store(out, a, multiply_add(one, load_at(rows, indices[start + t], a), load(out, a)))
+
+
+@inner
+def _scatter(weights, direction, indices, start, n, rows):
+    """Add weights[t] direction to rows[indices[start + t]], t < n."""
+    for t in range(n):
+        j, weight = indices[start + t], splat(weights[t])
+        for a in range(0, direction.size, LANES):
+            store_at(rows, j, a, multiply_add(weight, load(direction, a), load_at(rows, j, a)))
+
+
+def factor_size(k: int) -> int:
+    """Return the length of one factor of k (a multiple of four) directions."""
+    return 2 * (k // LANES) * (k + LANES)
 
 
 @parallel_kernel
 def factor_rows(bounds, indptr, indices, basis, penalty, out):
-    """Write the Cholesky factors of M_i = V_JᵀV_J + diag(penalty), J the observed columns of row i.
+    """Write the inverse Cholesky factors of M_i = V_JᵀV_J + diag(penalty), J the observed columns of row i.
 
     Parameters
     ----------
@@ -80,18 +200,17 @@ def factor_rows(bounds, indptr, indices, basis, penalty, out):
     basis : (n_cols, k) float64
         V.
     penalty : (k,) float64
-    out : (n_rows, k (k + 1) / 2) float64, written; a task owns its rows
-        Lower triangles by rows, with reciprocal pivots.
+    out : (n_rows, factor_size(k)) float64, written; a task owns its rows
+        Lower triangles by rows, in whole lanes.
     """
-    k = penalty.size
     for task in prange(bounds.size - 1):
+        pivotal = np.empty(penalty.size)
         for i in range(bounds[task], bounds[task + 1]):
             packed = out[i]
             for c in range(packed.size):
                 packed[c] = 0.0
-            for t in range(indptr[i], indptr[i + 1]):
-                _add_outer(packed, k, basis[indices[t]])
-            _factorise(packed, k, penalty)
+            _add_outers(packed, basis, indices, indptr[i], indptr[i + 1])
+            _invert_factor(packed, penalty, pivotal)
 
 
 @inner
@@ -108,7 +227,7 @@ def _first_at_least(indices, start, stop, column):
 
 @parallel_kernel
 def factor_columns(stripes, indptr, indices, left, penalty, out):
-    """Write the Cholesky factors of C_j = Σ_i u_i u_iᵀ + diag(penalty) over the observed rows i of column j.
+    """Write the inverse Cholesky factors of C_j = Σ_i u_i u_iᵀ + diag(penalty) over the observed rows i of column j.
 
     Parameters
     ----------
@@ -119,10 +238,10 @@ def factor_columns(stripes, indptr, indices, left, penalty, out):
     left : (n_rows, k) float64
         U.
     penalty : (k,) float64
-    out : (n_cols, k (k + 1) / 2) float64, written; a task owns its columns
+    out : (n_cols, factor_size(k)) float64, written; a task owns its columns
     """
-    k = penalty.size
     for stripe in prange(stripes.size - 1):
+        pivotal = np.empty(penalty.size)
         first, last = stripes[stripe], stripes[stripe + 1]
         for j in range(first, last):
             for c in range(out.shape[1]):
@@ -131,10 +250,19 @@ def factor_columns(stripes, indptr, indices, left, penalty, out):
             stop = indptr[i + 1]
             t = _first_at_least(indices, indptr[i], stop, first)
             while t < stop and indices[t] < last:
-                _add_outer(out[indices[t]], k, left[i])
+                _add_outer(out[indices[t]], left, i)
                 t += 1
         for j in range(first, last):
-            _factorise(out[j], k, penalty)
+            _invert_factor(out[j], penalty, pivotal)
+
+
+@inner
+def _longest_row(tiles, part, n_parts, indptr):
+    longest = 0
+    for tile in range(part, tiles.size - 1, n_parts):
+        for i in range(tiles[tile], tiles[tile + 1]):
+            longest = max(longest, indptr[i + 1] - indptr[i])
+    return longest
 
 
 @parallel_kernel
@@ -171,42 +299,26 @@ def eliminated_sweep(
         for j in range(target.shape[0]):
             for a in range(k):
                 target[j, a] = 0.0
-        longest = 0
+        residual = np.empty(_longest_row(tiles, part, n_parts, indptr))
+        direction, row, half = np.empty(k), np.empty(k), np.empty(k)
         for tile in range(part, tiles.size - 1, n_parts):
             for i in range(tiles[tile], tiles[tile + 1]):
-                longest = max(longest, indptr[i + 1] - indptr[i])
-        residual = np.empty(longest)
-        row = np.empty(k)
-        for tile in range(part, tiles.size - 1, n_parts):
-            for i in range(tiles[tile], tiles[tile + 1]):
-                u = left[i]
                 start = indptr[i]
                 n = indptr[i + 1] - start
                 for a in range(k):
+                    direction[a] = left[i, a]
                     row[a] = 0.0
                 for t in range(n):
-                    j = indices[start + t]
-                    source, features = coefficients[j], basis[j]
-                    total = 0.0
-                    for a in range(k):
-                        total -= u[a] * source[a]
-                    if has_values:
-                        total += np.float64(values[start + t])
-                    residual[t] = total
-                    for a in range(k):
-                        row[a] += total * features[a]
-                _solve(factors[i], k, row)
-                misfit = 0.0
-                for t in range(n):
-                    j = indices[start + t]
-                    sink, features = target[j], basis[j]
-                    total = residual[t]
-                    for a in range(k):
-                        total -= row[a] * features[a]
-                    misfit += total * total
-                    for a in range(k):
-                        sink[a] += total * u[a]
+                    residual[t] = np.float64(values[start + t]) if has_values else 0.0
+                _take_products(direction, coefficients, indices, start, n, residual)
+                _gather(residual, basis, indices, start, n, row)
+                _solve(factors, i, row, half)
+                _take_products(row, basis, indices, start, n, residual)
+                _scatter(residual, direction, indices, start, n, target)
                 if keeps:
+                    misfit = 0.0
+                    for t in range(n):
+                        misfit += residual[t] * residual[t]
                     out_misfit[i] = misfit
                     for a in range(k):
                         out_rows[i, a] = row[a]
@@ -223,9 +335,9 @@ def project_columns(stripes, basis, coefficients, out):
                 target[b, a] = 0.0
         for j in range(stripes[stripe], stripes[stripe + 1]):
             for b in range(k):
-                weight = basis[j, b]
-                for a in range(k):
-                    target[b, a] += weight * coefficients[j, a]
+                weight = splat(basis[j, b])
+                for a in range(0, k, LANES):
+                    store_at(target, b, a, multiply_add(weight, load_at(coefficients, j, a), load_at(target, b, a)))
 
 
 @parallel_kernel
@@ -254,9 +366,9 @@ def combine_parts(stripes, parts, sign, basis, coefficients, core, penalty, out,
             for a in range(k):
                 inside[a] = coefficients[j, a]
             for b in range(k):
-                weight = basis[j, b]
-                for a in range(k):
-                    inside[a] -= weight * core[b, a]
+                weight = splat(-basis[j, b])
+                for a in range(0, k, LANES):
+                    store(inside, a, multiply_add(weight, load_at(core, b, a), load(inside, a)))
             target = out[j]
             for a in range(k):
                 target[a] = 0.0
@@ -275,14 +387,15 @@ def _advance(stripes, step, direction, image, factors, solution, residual, preco
     k = direction.shape[1]
     for stripe in prange(stripes.size - 1):
         dot = 0.0
+        target, half = np.empty(k), np.empty(k)
         for j in range(stripes[stripe], stripes[stripe + 1]):
-            target = preconditioned[j]
             for a in range(k):
                 solution[j, a] += step * direction[j, a]
                 residual[j, a] -= step * image[j, a]
                 target[a] = residual[j, a]
-            _solve(factors[j], k, target)
+            _solve(factors, j, target, half)
             for a in range(k):
+                preconditioned[j, a] = target[a]
                 dot += target[a] * residual[j, a]
         out_dots[stripe] = dot
 
@@ -421,22 +534,29 @@ def conjugate_gradients(
 
 
 @inner
-def _residual(t, indices, values, u, b, coefficients, basis):
-    """Return y − u·a_j − b·v_j for entry t."""
-    source, features = coefficients[indices[t]], basis[indices[t]]
-    total = np.float64(values[t])
-    for a in range(u.size):
-        total -= u[a] * source[a] + b[a] * features[a]
-    return total
+def _write_residual(i, indptr, indices, values, left, rows, coefficients, basis, direction, residual):
+    """Write y − u_i·a_j − b_i·v_j of row i; `direction` is a (k,) workspace."""
+    start = indptr[i]
+    n = indptr[i + 1] - start
+    for t in range(n):
+        residual[t] = np.float64(values[start + t])
+    for a in range(direction.size):
+        direction[a] = left[i, a]
+    _take_products(direction, coefficients, indices, start, n, residual)
+    for a in range(direction.size):
+        direction[a] = rows[i, a]
+    _take_products(direction, basis, indices, start, n, residual)
+    return n
 
 
 @parallel_kernel
-def multiply_residual(bounds, indptr, indices, values, left, rows, coefficients, basis, vectors, out):
+def multiply_residual(tiles, indptr, indices, values, left, rows, coefficients, basis, vectors, out):
     """Write R·W, R the residual y − U Aᵀ − B Vᵀ on the observed entries, never stored.
 
     Parameters
     ----------
-    bounds : (n_tasks + 1,) int64
+    tiles : (n_tiles + 1,) int64
+        Rows of each task.
     indptr, indices, values
         The entries by row.
     left, rows : (n_rows, k) float64
@@ -448,43 +568,44 @@ def multiply_residual(bounds, indptr, indices, values, left, rows, coefficients,
     out : (n_rows, b) float64, written; a task owns its rows
     """
     width = vectors.shape[1]
-    for task in prange(bounds.size - 1):
-        for i in range(bounds[task], bounds[task + 1]):
-            target = out[i]
+    for tile in prange(tiles.size - 1):
+        residual = np.empty(_longest_row(tiles, tile, tiles.size, indptr))
+        direction, image = np.empty(left.shape[1]), np.empty(width)
+        for i in range(tiles[tile], tiles[tile + 1]):
+            n = _write_residual(i, indptr, indices, values, left, rows, coefficients, basis, direction, residual)
             for c in range(width):
-                target[c] = 0.0
-            for t in range(indptr[i], indptr[i + 1]):
-                weight = _residual(t, indices, values, left[i], rows[i], coefficients, basis)
-                source = vectors[indices[t]]
-                for c in range(width):
-                    target[c] += weight * source[c]
+                image[c] = 0.0
+            _gather(residual, vectors, indices, indptr[i], n, image)
+            for c in range(width):
+                out[i, c] = image[c]
 
 
 @parallel_kernel
-def multiply_residual_transposed(stripes, indptr, indices, values, left, rows, coefficients, basis, vectors, out):
-    """Write Rᵀ·Q for the residual of :func:`multiply_residual`.
+def multiply_residual_transposed(
+    tiles, n_parts, indptr, indices, values, left, rows, coefficients, basis, vectors, out_parts
+):
+    """Write Rᵀ·Q for the residual of :func:`multiply_residual`, as partial sums over rows, to be added in order.
 
     Parameters
     ----------
-    stripes : (n_stripes + 1,) int64
-        Columns of each task.
+    tiles : (n_tiles + 1,) int64
+        Rows of each tile; part p owns tiles p, p + n_parts, ...
+    n_parts : int
     vectors : (n_rows, b) float64
         Q.
-    out : (n_cols, b) float64, written; a task owns its columns
+    out_parts : (n_parts, n_cols, b) float64, written; a task owns its part
     """
     width = vectors.shape[1]
-    for stripe in prange(stripes.size - 1):
-        first, last = stripes[stripe], stripes[stripe + 1]
-        for j in range(first, last):
+    for part in prange(n_parts):
+        target = out_parts[part]
+        for j in range(target.shape[0]):
             for c in range(width):
-                out[j, c] = 0.0
-        for i in range(indptr.size - 1):
-            stop = indptr[i + 1]
-            t = _first_at_least(indices, indptr[i], stop, first)
-            source = vectors[i]
-            while t < stop and indices[t] < last:
-                weight = _residual(t, indices, values, left[i], rows[i], coefficients, basis)
-                target = out[indices[t]]
+                target[j, c] = 0.0
+        residual = np.empty(_longest_row(tiles, part, n_parts, indptr))
+        direction, vector = np.empty(left.shape[1]), np.empty(width)
+        for tile in range(part, tiles.size - 1, n_parts):
+            for i in range(tiles[tile], tiles[tile + 1]):
+                n = _write_residual(i, indptr, indices, values, left, rows, coefficients, basis, direction, residual)
                 for c in range(width):
-                    target[c] += weight * source[c]
-                t += 1
+                    vector[c] = vectors[i, c]
+                _scatter(residual, vector, indices, indptr[i], n, target)

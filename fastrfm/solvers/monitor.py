@@ -128,6 +128,10 @@ class Monitor:
             self.stop_reason = "max_iter"
         return bool(self.stop_reason)
 
+    @property
+    def has_converged(self) -> bool:
+        return self.stop_reason == "converged"
+
     def history(self) -> dict[str, np.ndarray]:
         """Return the records as arrays, one element per iteration."""
         names = (

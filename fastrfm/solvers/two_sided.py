@@ -24,11 +24,13 @@ from typing import Any
 import numpy as np
 
 from fastrfm._interrupt import check
+from fastrfm._lanes import padded
 from fastrfm.factors import numerical_rank, tall_qr
 from fastrfm.kernels.tangent import (
     conjugate_gradients,
     factor_columns,
     factor_rows,
+    factor_size,
     gradient,
     multiply_residual,
     multiply_residual_transposed,
@@ -49,6 +51,7 @@ _BARELY_ABOVE = 1.0 + 1e-10
 _MAX_POWER_STEPS = 8
 _LARGEST_PENALTY = 1e12
 _ROUNDING = 1e-15
+_RIDGE_ACCURACY = 1e-4  # with a ridge every direction counts in the answer
 _SPECTRUM_ACCURACY = 1e-2  # of singular values near ε: more does not change how often or how fast problems are solved
 
 
@@ -92,7 +95,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Estimate:
-    """U Aᵀ + B Vᵀ plus θ times its residual on the observed entries."""
+    """U Aᵀ + B Vᵀ plus θ times its residual on the observed entries; columns are padded for the kernels."""
 
     observations: Observations
     layout: Layout
@@ -104,7 +107,8 @@ class Estimate:
 
     def multiply(self, vectors: np.ndarray) -> np.ndarray:
         """Return X·vectors, (n_rows, b)."""
-        obs, out = self.observations, np.empty((self.observations.n_rows, vectors.shape[1]))
+        obs, vectors, width = self.observations, padded(vectors), vectors.shape[1]
+        out = np.empty((obs.n_rows, vectors.shape[1]))
         multiply_residual(
             self.layout.bounds,
             obs.indptr,
@@ -114,19 +118,22 @@ class Estimate:
             self.rows,
             self.coefficients,
             self.basis,
-            np.ascontiguousarray(vectors),
+            vectors,
             out,
         )
         out *= self.theta
         out += self.left @ (self.coefficients.T @ vectors)
         out += self.rows @ (self.basis.T @ vectors)
-        return out
+        return out[:, :width]
 
     def multiply_transposed(self, vectors: np.ndarray) -> np.ndarray:
         """Return Xᵀ·vectors, (n_cols, b)."""
-        obs, out = self.observations, np.empty((self.observations.n_cols, vectors.shape[1]))
+        obs, vectors, width = self.observations, padded(vectors), vectors.shape[1]
+        n_parts = self.layout.n_parts(obs, width)
+        parts = np.empty((n_parts, obs.n_cols, vectors.shape[1]))
         multiply_residual_transposed(
-            self.layout.stripes,
+            self.layout.tiles,
+            n_parts,
             obs.indptr,
             obs.indices,
             obs.values,
@@ -134,13 +141,16 @@ class Estimate:
             self.rows,
             self.coefficients,
             self.basis,
-            np.ascontiguousarray(vectors),
-            out,
+            vectors,
+            parts,
         )
+        out = parts[0]
+        for part in parts[1:]:
+            out += part
         out *= self.theta
         out += self.coefficients @ (self.left.T @ vectors)
         out += self.basis @ (self.rows.T @ vectors)
-        return out
+        return np.asarray(out[:, :width])
 
 
 @dataclass(frozen=True)
@@ -154,13 +164,14 @@ class Step:
     inner_error: float
 
     def image_of_left(self) -> np.ndarray:
-        """Return (U Aᵀ + B Vᵀ)ᵀ U, (n_cols, k): half a power step, and the best start for the next."""
+        """Return (U Aᵀ + B Vᵀ)ᵀ U, (n_cols, k padded): half a power step, and the best start for the next."""
         estimate = self.estimate
         return np.asarray(estimate.coefficients + estimate.basis @ (estimate.rows.T @ estimate.left))
 
 
 def start_estimate(observations: Observations, layout: Layout, left: np.ndarray, right: np.ndarray) -> Estimate:
     """Return left rightᵀ with the observed entries put in."""
+    left, right = padded(left), padded(right)
     return Estimate(observations, layout, left, np.zeros_like(left), right, np.zeros_like(right), 1.0)
 
 
@@ -173,10 +184,10 @@ def leading_triplets(
     from one step to the next.
     """
     right = tall_qr(start)[0]
-    before = np.full(start.shape[1], np.inf)
     watched = min(watched, start.shape[1])
     for _ in range(_MAX_POWER_STEPS):
-        left = tall_qr(estimate.multiply(right))[0]
+        left, upper = tall_qr(estimate.multiply(right))
+        before = np.linalg.svd(upper, compute_uv=False)
         right, upper = tall_qr(estimate.multiply_transposed(left))
         u, singular_values, vt = np.linalg.svd(upper.T)
         if watched == 0:
@@ -184,7 +195,6 @@ def leading_triplets(
         smallest = max(float(singular_values[watched - 1]), floor)
         if np.abs(singular_values - before)[:watched].max() <= accuracy * smallest:
             break
-        before = singular_values
     return Triplets(left @ u, singular_values, right @ vt.T)
 
 
@@ -215,23 +225,25 @@ def tangent_step(
     """
     growth = (triplets.singular_values / smoothing) ** (2.0 * agop_power)
     noise = ridge / max(smoothing ** (4.0 * agop_power), np.finfo(np.float64).tiny)
-    penalty = np.minimum((noise + 1.0) / (growth - 1.0), _LARGEST_PENALTY * (noise + 1.0))
-    hidden = 1.0 - 1.0 / growth
-    before = triplets.right * triplets.singular_values
-    system = _System(observations, layout, triplets.left, triplets.right, penalty, hidden)
+    # Padding directions are zeros; a penalty of one keeps their systems regular and their coefficients zero.
+    penalty = padded(np.minimum((noise + 1.0) / (growth - 1.0), _LARGEST_PENALTY * (noise + 1.0)), 1.0)
+    hidden = padded(1.0 - 1.0 / growth)
+    left, basis = padded(triplets.left), padded(triplets.right)
+    before = padded(triplets.right * triplets.singular_values)
+    system = _System(observations, layout, left, basis, penalty, hidden)
     residual, _, _ = system.gradient(before)
     correction, inner_steps, inner_error = system.solve(residual, tolerance, max_steps)
     coefficients = before + correction
     remaining, rows, misfit = system.gradient(coefficients)
     theta = 1.0 / (1.0 + noise)
-    estimate = Estimate(observations, layout, triplets.left, rows, coefficients, triplets.right, theta)
+    estimate = Estimate(observations, layout, left, rows, coefficients, basis, theta)
     # The change in the tangent space, with the sparse part's share in it: R V = B diag(p) because B is eliminated
     # exactly, and Rᵀ U is the penalty's pull on A plus what is left of the gradient.
-    hidden_part = triplets.right @ (hidden[:, None] * (triplets.right.T @ coefficients))
+    hidden_part = basis @ (hidden[:, None] * (basis.T @ coefficients))
     sparse_share = theta * (remaining + penalty * (coefficients - hidden_part))
-    inside = correction + triplets.right @ (triplets.left.T @ rows).T + sparse_share
+    inside = correction + basis @ (left.T @ rows).T + sparse_share
     outside = rows * (1.0 + theta * penalty)
-    outside = outside - triplets.left @ (triplets.left.T @ outside)
+    outside = outside - left @ (left.T @ outside)
     change = float(np.hypot(np.linalg.norm(inside), np.linalg.norm(outside)))
     return Step(estimate, change, float(misfit.sum()), inner_steps, inner_error)
 
@@ -249,7 +261,7 @@ class _System:
         hidden: np.ndarray,
     ) -> None:
         k = penalty.size
-        size = k * (k + 1) // 2
+        size = factor_size(k)
         obs = observations
         self._row_factors, self._column_factors = np.empty((obs.n_rows, size)), np.empty((obs.n_cols, size))
         factor_rows(layout.bounds, obs.indptr, obs.indices, basis, penalty, self._row_factors)
@@ -309,11 +321,15 @@ class _System:
         return solution, int(state[0]), error
 
 
-def rank_cap(observations: Observations, rank: int | None) -> int:
-    """Return the largest rank to look for: the one given, and never more unknowns than observed entries."""
+def rank_cap(observations: Observations, rank: int | None, ridge: float = 0.0) -> int:
+    """Return the largest rank to look for: the one given, and never more unknowns than observed entries.
+
+    With a ridge neither limit counts on the way: the answer is cut to its rank at the end.
+    """
     total, n = observations.n_rows + observations.n_cols, observations.n_observed
-    identifiable = int((total - np.sqrt(max(total * total - 4.0 * n, 0.0))) / 2.0)
-    return max(min(RANK_CAP if rank is None else rank, identifiable, *observations.shape), 1)
+    identifiable = total if ridge > 0.0 else int((total - np.sqrt(max(total * total - 4.0 * n, 0.0))) / 2.0)
+    wanted = max(rank or 0, RANK_CAP) if rank is None or ridge > 0.0 else rank
+    return max(min(wanted, identifiable, *observations.shape), 1)
 
 
 def solve_two_sided(
@@ -341,14 +357,17 @@ def solve_two_sided(
         ``stop_reason`` is "stalled" if every attempt of ``continuation`` was given up.
     """
     data_norm = float(np.linalg.norm(observations.values.astype(np.float64, copy=False)))
-    monitor = Monitor(options, data_norm, callback, is_fast=True)
-    path = Continuation(options, data_norm, rank_cap(observations, options.rank))
+    monitor = Monitor(options, data_norm, callback, is_fast=options.ridge == 0.0)
+    cap = rank_cap(observations, options.rank, options.ridge)
+    path = Continuation(options, data_norm, cap, is_full=cap == min(observations.shape))
     nothing = np.zeros((observations.n_rows, 0)), np.zeros((observations.n_cols, 0))
     first = start_estimate(observations, Layout.of(observations), *(nothing if start is None else start))
     best, least = None, np.inf
+    plateaus: dict[int, Estimate] = {}
     while not monitor.stop_reason and path.has_next_attempt():
-        triplets, smoothing = _attempt(first, options, path, monitor, data_norm)
-        if best is None or smoothing < least:
+        begin = plateaus[path.next_cap] if path.is_from_plateau else first
+        triplets, smoothing = _attempt(begin, options, path, monitor, data_norm, plateaus)
+        if best is None or smoothing < least or monitor.has_converged:
             best, least = triplets, smoothing
     if not monitor.stop_reason:
         monitor.stop_reason = "stalled"
@@ -356,13 +375,23 @@ def solve_two_sided(
     above = int(np.count_nonzero(best.singular_values > least))
     k = min(numerical_rank(best.singular_values, options.effective_tol, data_norm=data_norm), above)
     k = min(k, options.rank or k)
+    if monitor.has_converged and path.shown_rank is not None:
+        k = min(k, path.shown_rank)
     return best.left[:, :k] * best.singular_values[:k], best.right[:, :k], monitor
 
 
 def _attempt(
-    first: Estimate, options: CompletionOptions, path: Continuation, monitor: Monitor, data_norm: float
+    first: Estimate,
+    options: CompletionOptions,
+    path: Continuation,
+    monitor: Monitor,
+    data_norm: float,
+    plateaus: dict[int, Estimate],
 ) -> tuple[Triplets, float]:
-    """Iterate from `first` until the monitor stops or the path gives up; return the triplets and ε reached."""
+    """Iterate from `first` until the monitor stops or the path gives up; return the triplets and ε reached.
+
+    Estimates at plateaus are added to `plateaus`.
+    """
     observations, layout = first.observations, first.layout
     rng = np.random.default_rng(options.random_state)
     begin = rng.standard_normal((observations.n_cols, min(path.next_cap + EXTRA_DIRECTIONS, *observations.shape)))
@@ -393,13 +422,13 @@ def _attempt(
             rank=k,
             inner_steps=step.inner_steps,
             inner_error=step.inner_error,
-            is_settled=path.is_held,
+            is_settled=path.is_settled,
         )
         triplets = leading_triplets(
             step.estimate,
-            np.column_stack([step.image_of_left(), triplets.right[:, k:]]),
-            watched=(k if options.rank is None else path.cap) + 1,
-            accuracy=_SPECTRUM_ACCURACY,
+            np.column_stack([step.image_of_left()[:, :k], triplets.right[:, k:]]),
+            watched=(k if options.rank is None or options.ridge > 0.0 else path.cap) + 1,
+            accuracy=_SPECTRUM_ACCURACY if options.ridge == 0.0 else _RIDGE_ACCURACY,
             floor=_ROUNDING * data_norm,
         )
         if is_done:
@@ -412,5 +441,8 @@ def _attempt(
             n_directions=k,
             inner_steps=step.inner_steps,
         )
+        if path.plateau:
+            kept = triplets.first(path.plateau)
+            plateaus[path.plateau] = start_estimate(observations, layout, kept.left * kept.singular_values, kept.right)
         if path.is_stuck:
             return triplets, path.smoothing
