@@ -19,7 +19,8 @@ the cap, if it was given, is then the rank. Where the rank is to be found, a gap
 search goes on below it, for exact data may have one too, and comes back to the narrowest if nothing exact is there.
 
 With a ridge the powers decide what λ means, so α stays and ε falls by a constant factor down to ``ridge_smoothing``,
-held by no σ. A fixed ε, ``sigma_next``, ``geometric`` and ``iterate_change`` are the rules of ``solvers.smoothing``, with α as asked.
+held by no σ. A fixed ε, ``sigma_next``, ``geometric`` and ``iterate_change`` are the rules of ``solvers.smoothing``,
+with α as asked.
 """
 
 from __future__ import annotations
