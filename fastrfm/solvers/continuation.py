@@ -50,9 +50,10 @@ _NEAR = 2.0  # σ_{j+1} may lie this much above ε
 _CLOSING, _RESTING_STEP = 0.9, 0.5  # a gap that falls by less while steps are smaller beside it does not close
 _ROUNDING = 1e-13
 _CANDIDATE_GAP, _MOST_CANDIDATES = 1.0 / 3.0, 4
+_NOISE_GAP = 0.1  # the least steep place that may count as the rank of noisy data where no rank is given
 _STALL_SPAN, _STALL_DROP, _STALL_STEP = 50, 0.7, 0.05
 _LONGEST_REST = 200  # iterations without a smaller ε, however small the steps: the rank given does not fit
-_CROWDED_SPAN = 40  # iterations with cap or more directions above ε
+_CROWDED_SPAN = 15  # iterations with cap or more directions above ε
 _HELD_SPAN, _QUIET_STEP = 5, 0.1  # iterations in which ε could not fall, and the step beside ε: noise
 _LABOURED_STEPS, _LABOURED_SPAN = 150, 2  # of conjugate gradients, in iterations on end: the rank is too high
 _LEAST = 1e-16
@@ -126,13 +127,14 @@ class Continuation:
         """Return whether another attempt is left; fills the queue when the first one has failed."""
         if not self._queue and self._n_attempts == 1 and self._is_exact:
             caps = self._candidate_caps() if self._is_free else []
-            if caps:
-                self._trusted_cap = 1 + int(np.argmin(self._narrowest))
+            if caps and self._narrowest[caps[0] - 1] < _NOISE_GAP:
+                self._trusted_cap = caps[0]
             if self._plateaus:
                 self._trusted_cap = min(self._plateaus, key=self._plateaus.__getitem__)
                 self._queue.append((self._trusted_cap, ATTEMPTS[0]))
             self._queue += [(cap, ATTEMPTS[0]) for cap in caps]
-            self._queue += [(self._trusted_cap, attempt) for attempt in ATTEMPTS[1:]]
+            again = self._trusted_cap or (caps[0] if caps else self.cap)
+            self._queue += [(again, attempt) for attempt in ATTEMPTS[1:]]
         return bool(self._queue)
 
     @property
@@ -258,11 +260,15 @@ class Continuation:
         self.is_stuck = self.is_stuck or is_crowded or self._n_laboured > _LABOURED_SPAN
 
     def _candidate_caps(self) -> list[int]:
-        """Return the ranks after which the singular values once fell most steeply, largest rank first."""
-        places = np.flatnonzero(self._narrowest < _CANDIDATE_GAP) + 1
-        places = places[places < self.cap]
-        steepest = places[np.argsort(self._narrowest[places - 1])][:_MOST_CANDIDATES]
-        return sorted((int(place) for place in steepest), reverse=True)
+        """Return the largest ranks after which the singular values once fell steeply, the largest first.
+
+        Directions come up one by one, so that every smaller rank has had its gap on the way.
+        """
+        for gap in (_NOISE_GAP, _CANDIDATE_GAP):
+            places = np.flatnonzero(self._narrowest[: self.cap - 1] < gap) + 1
+            if places.size:
+                break
+        return [int(place) for place in places[::-1][:_MOST_CANDIDATES]]
 
 
 def _ratios(singular_values: np.ndarray) -> np.ndarray:
