@@ -207,7 +207,7 @@ def measure(
             keep(results)
     is_small = cases is SMOKE
     if "sweep" in parts:
-        shapes = [(200, 100, 10)] if is_small else [(20_000, 10_000, 300), (5000, 5000, 60)]
+        shapes = [(200, 100, 10)] if is_small else [(10_000, 2000, 300), (20_000, 10_000, 300), (5000, 5000, 60)]
         results["sweep"] = sweep_rates(shapes, [10, 40], 1 if is_small else 7)
         keep(results)
     if "curve" in parts:

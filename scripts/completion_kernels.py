@@ -16,8 +16,9 @@ from bench_common import median_ratio, median_seconds, uniform_rows
 from completion_problems import make_problem
 
 from fastrfm import Observations, complete
+from fastrfm._lanes import padded
 from fastrfm._numba import available_threads, thread_limit
-from fastrfm.kernels.tangent import eliminated_sweep, factor_rows
+from fastrfm.kernels.tangent import eliminated_sweep, factor_rows, factor_size
 from fastrfm.solvers.two_sided import Layout
 
 LARGE_TOL = 1e-10
@@ -71,15 +72,16 @@ def _cores(sweep: Callable[[int], None]) -> float:
 def _sweep(observations: Observations, k: int) -> tuple[Any, Any]:
     """Return a call of the sweep on so many threads, and one that reads the bytes it wrote."""
     rng = np.random.default_rng(1)
-    left, basis = (np.linalg.qr(rng.standard_normal((n, k)))[0] for n in observations.shape)
-    coefficients = rng.standard_normal(basis.shape)
+    left, basis = (padded(np.linalg.qr(rng.standard_normal((n, k)))[0]) for n in observations.shape)
+    coefficients = padded(rng.standard_normal((observations.n_cols, k)))
+    width = left.shape[1]
     layout = Layout.of(observations)
     n_parts = layout.n_parts(observations, k)
-    factors = np.empty((observations.n_rows, k * (k + 1) // 2))
+    factors = np.empty((observations.n_rows, factor_size(width)))
     entries = observations.indptr, observations.indices
-    factor_rows(layout.bounds, *entries, basis, np.full(k, 0.1), factors)
-    out = np.empty((n_parts, observations.n_cols, k))
-    nothing = np.empty(0), np.empty((0, k)), np.empty(0)
+    factor_rows(layout.bounds, *entries, basis, padded(np.full(k, 0.1), 1.0), factors)
+    out = np.empty((n_parts, observations.n_cols, width))
+    nothing = np.empty(0), np.empty((0, width)), np.empty(0)
 
     def sweep(n_threads: int) -> None:
         with thread_limit(n_threads):
