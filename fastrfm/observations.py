@@ -276,6 +276,11 @@ class Observations:
     def n_observed(self) -> int:
         return int(self.values.size)
 
+    @cached_property
+    def norm(self) -> float:
+        """Root of the sum of squares of the values."""
+        return float(np.linalg.norm(self.values.astype(np.float64, copy=False)))
+
     @property
     def dtype(self) -> np.dtype:
         """float32 or float64: how values are stored. All arithmetic on them is float64."""

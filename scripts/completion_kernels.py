@@ -19,7 +19,7 @@ from fastrfm import Observations, complete
 from fastrfm._lanes import padded
 from fastrfm._numba import available_threads, thread_limit
 from fastrfm.kernels.tangent import eliminated_sweep, factor_rows, factor_size
-from fastrfm.solvers.two_sided import Layout
+from fastrfm.solvers.estimate import Layout
 
 LARGE_TOL = 1e-10
 
@@ -79,7 +79,7 @@ def _sweep(observations: Observations, k: int) -> tuple[Any, Any]:
     n_parts = layout.n_parts(observations, k)
     factors = np.empty((observations.n_rows, factor_size(width)))
     entries = observations.indptr, observations.indices
-    factor_rows(layout.bounds, *entries, basis, padded(np.full(k, 0.1), 1.0), factors)
+    factor_rows(layout.tiles, *entries, basis, padded(np.full(k, 0.1), 1.0), factors)
     out = np.empty((n_parts, observations.n_cols, width))
     nothing = np.empty(0), np.empty((0, width)), np.empty(0)
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import numba
 import numpy as np
 import pytest
+from digests import check_bits_do_not_depend_on_threads
 from problems import low_rank_problem
 from threadpoolctl import threadpool_info
 
@@ -19,30 +16,7 @@ from fastrfm.errors import InputError, NotConvergedWarning
 from fastrfm.kernels.gram import accumulate_gram
 from fastrfm.solvers.completion import complete
 
-HERE = Path(__file__).resolve().parent
 METHODS = pytest.mark.parametrize("method", ["dense", "factored"])
-
-# Prints one line for each method and thread count: a digest of everything that a result holds but its times.
-SCRIPT = """
-import hashlib, warnings
-import numpy as np
-from problems import low_rank_problem
-from fastrfm.solvers.completion import complete
-warnings.simplefilter("ignore")
-problem = low_rank_problem(700, 90, 3, oversampling=3.0, seed=1)
-for method in ("dense", "factored"):
-    for power in (0.5, 0.375):
-        for n_threads in (1, 2, 3, 4):
-            result = complete(problem.observations, method=method, agop_power=power, max_iter=8, n_threads=n_threads,
-                              offsets=power != 0.5)
-            digest = hashlib.sha256()
-            for array in (result.left, result.right, result.singular_values, np.array(result.masked_rmse)):
-                digest.update(np.ascontiguousarray(array).tobytes())
-            for name, values in result.history.items():
-                if name != "seconds":
-                    digest.update(values.tobytes())
-            print(method, power, n_threads, digest.hexdigest())
-"""
 
 
 @METHODS
@@ -61,23 +35,13 @@ def test_one_thread_and_all_give_the_same_bits(method):
 
 @pytest.mark.compiled_only
 def test_one_to_four_threads_give_the_same_bits():
-    environment = {
-        **os.environ,
-        "NUMBA_NUM_THREADS": "4",
-        "OMP_WAIT_POLICY": "passive",
-        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
-    }
-    run = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=300, check=False
+    check_bits_do_not_depend_on_threads(
+        {
+            f"{method}-{power}": {"method": method, "agop_power": power, "max_iter": 8, "offsets": power != 0.5}
+            for method in ("dense", "factored")
+            for power in (0.5, 0.375)
+        }
     )
-    assert run.returncode == 0, run.stderr
-    digests: dict[str, set[str]] = {}
-    lines = run.stdout.split("\n")[:-1]
-    for line in lines:
-        method, power, _, digest = line.split()
-        digests.setdefault(f"{method} {power}", set()).add(digest)
-    assert len(lines) == 16 and len(digests) == 4
-    assert all(len(found) == 1 for found in digests.values()), run.stdout
 
 
 @pytest.mark.parametrize(

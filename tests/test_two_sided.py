@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 import reference
+from digests import check_bits_do_not_depend_on_threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import Problem, low_rank_problem, observe
@@ -21,9 +18,9 @@ from fastrfm.errors import NotConvergedWarning
 from fastrfm.observations import Observations
 from fastrfm.results import CompletionResult
 from fastrfm.solvers.completion import complete
-from fastrfm.solvers.two_sided import Estimate, Layout, Step, Triplets, leading_triplets, start_estimate, tangent_step
+from fastrfm.solvers.estimate import Estimate, Layout, Triplets, leading_triplets, start_estimate
+from fastrfm.solvers.two_sided import Step, tangent_step
 
-HERE = Path(__file__).resolve().parent
 POWERS = pytest.mark.parametrize("power", [0.25, 0.375, 0.5])
 FEW = settings(max_examples=6, deadline=None, derandomize=True)
 SMOOTHINGS = (2.0, 1.0, 0.5, 0.2, 0.05)
@@ -356,49 +353,20 @@ def test_the_same_seed_gives_the_same_bits_and_another_the_same_answer():
     assert relative(found[2].to_dense(), found[0].to_dense()) < 1e-8
 
 
-# Prints for each problem and thread count a digest of everything that a result holds but its times.
-SCRIPT = """
-import hashlib, sys, warnings
-import numpy as np
-from problems import low_rank_problem
-from fastrfm.solvers.completion import complete
-from fastrfm.solvers.two_sided import Layout
-warnings.simplefilter("ignore")
-problem = low_rank_problem(700, 90, 3, oversampling=3.0, seed=1)
-layout = Layout.of(problem.observations)
-assert layout.n_parts(problem.observations, 3) > 1 and layout.stripes.size > 2 and layout.tiles.size > 9
-for options in ({"rank": 3}, {"rank": None}, {"rank": 3, "ridge": 0.1}, {"rank": 3, "offsets": True}):
-    for n_threads in (1, 2, 3, 4):
-        result = complete(problem.observations, method="two-sided", max_iter=25, n_threads=n_threads, **options)
-        digest = hashlib.sha256()
-        for array in (result.left, result.right, result.singular_values, np.array(result.masked_rmse)):
-            digest.update(np.ascontiguousarray(array).tobytes())
-        for name, values in result.history.items():
-            if name != "seconds":
-                digest.update(values.tobytes())
-        print(str(options).replace(" ", ""), n_threads, digest.hexdigest())
-"""
-
-
 @pytest.mark.compiled_only
 def test_one_to_four_threads_give_the_same_bits():
-    environment = {
-        **os.environ,
-        "NUMBA_NUM_THREADS": "4",
-        "OMP_WAIT_POLICY": "passive",
-        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
+    observations = low_rank_problem(700, 90, 3, oversampling=3.0, seed=1).observations  # what `digests` completes
+    layout = Layout.of(observations)
+    assert layout.n_parts(observations, 3) > 1 and layout.stripes.size > 2 and layout.tiles.size > 9  # work is split
+    cases = {
+        "rank": {"rank": 3},
+        "free": {},
+        "ridge": {"rank": 3, "ridge": 0.1},
+        "offsets": {"rank": 3, "offsets": True},
     }
-    run = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=300, check=False
+    check_bits_do_not_depend_on_threads(
+        {name: {"method": "two-sided", "max_iter": 25, **options} for name, options in cases.items()}
     )
-    assert run.returncode == 0, run.stderr
-    digests: dict[str, set[str]] = {}
-    lines = run.stdout.split("\n")[:-1]
-    for line in lines:
-        name, _, digest = line.split()
-        digests.setdefault(name, set()).add(digest)
-    assert len(lines) == 16 and len(digests) == 4
-    assert all(len(found) == 1 for found in digests.values()), run.stdout
 
 
 @pytest.mark.compiled_only

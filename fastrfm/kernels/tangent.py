@@ -34,7 +34,10 @@ _SINGULAR = 1e-15  # of a system's trace: what rounding may hide, added to its d
 
 @inner
 def _start_of(a):
-    """Return where row a of a factor starts: rows hold whole lanes, four rows of four, then four of eight, ..."""
+    """Return where row a of a factor starts: rows hold whole lanes, four rows of four, then four of eight, ...
+
+    At a = k it is :func:`factor_size`, which Python calls without compiling anything.
+    """
     block = a // LANES
     return 2 * LANES * block * (block + 1) + LANES * (a % LANES) * (block + 1)
 

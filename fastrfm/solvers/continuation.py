@@ -10,9 +10,9 @@ that falls too fast or a penalty that is too sharp. So, on exact data (λ = 0, `
   which converges quadratically at α = ½;
 - an attempt is given up when ε rests while the steps do not shrink, when as many directions stay above ε as the
   observations could determine at most, or when the inner systems become nearly singular (too high a rank). The next
-  one takes a smaller cap (where no rank is known: the places of the widest gaps so far) or another α and drop.
-  Measured: 1000 x 1000, rank 5, oversampling 1.3, condition number 10 is solved by one or another of four attempts in
-  every one of five instances, by the first attempt alone in two of four.
+  one takes a smaller cap (where no rank is known: the deepest place at which the spectrum was ever steep) or another
+  α and drop. Measured: 1000 x 1000, rank 5, oversampling 1.3, condition number 10 is solved by one or another of four
+  attempts in every one of five instances, by the first attempt alone in two of four.
 
 Noise keeps σ_{rank+1} from falling. It is told from a wrong limit by the steps, small beside ε (``_look_for_noise``):
 the cap, if it was given, is then the rank. Where the rank is to be found, a gap that does not close is a plateau; the
@@ -74,7 +74,7 @@ class Continuation:
         α of the next iteration.
     inner_tolerance : float
         For conjugate gradients: loose while ε still steers, tied to the last step once convergence is fast.
-    is_settled : bool
+    is_noisy : bool
         ε need not fall any further, because noise holds it.
     shown_rank : int or None
         The rank that shows as a gap, or that of noisy data.
@@ -114,7 +114,7 @@ class Continuation:
         self._n_held, self._last_gap = 0, (0, 0.0)
         self.n_directions, self.plateau = _ALL, 0
         self.shown_rank: int | None = None
-        self.is_local = self.is_stuck = self._is_noisy = False
+        self.is_stuck = self.is_noisy = False
         rule = self._options.smoothing
         self.inner_tolerance = _EXACT if rule != "auto" else _LOOSE if self._is_exact else _RIDGE_TOLERANCE
         # Data that are mostly there leave little at σ_{cap+1}, and so low an ε takes the holes' zeros for signal.
@@ -146,13 +146,9 @@ class Continuation:
         return self._n_attempts == 1 and self.next_cap in self._plateaus
 
     @property
-    def is_settled(self) -> bool:
-        return self._is_noisy
-
-    @property
     def agop_power(self) -> float:
         chosen = self._options.agop_power
-        return min(chosen, self._attempt.agop_power) if self._is_exact and not self.is_local else chosen
+        return min(chosen, self._attempt.agop_power) if self._is_exact and self.shown_rank is None else chosen
 
     def advance(
         self,
@@ -190,10 +186,10 @@ class Continuation:
             gap = self._gap_below(singular_values) if len(self._trail) >= _FIRST_LOOK else None
             self._look_for_plateaus(singular_values, gap, change)
             self._look_for_noise(singular_values, gap, change, n_directions)
-            if self._is_noisy:
+            if self.is_noisy:
                 gap = self.cap, hold
             self.shown_rank = None if gap is None else gap[0]
-            self.is_local, self.inner_tolerance = gap is not None, _LOOSE
+            self.inner_tolerance = _LOOSE
             if gap is not None:
                 wanted = max(hold, min(wanted, gap[1]))
                 self.inner_tolerance = min(max(10.0 * change / max(norm, _TINY), _TIGHT), _LOOSE)
@@ -223,12 +219,12 @@ class Continuation:
         """
         is_clear = gap is not None and gap[0] == self.cap
         is_quiet = self._n_held >= (1 if is_clear else _HELD_SPAN) and change <= _QUIET_STEP * self.smoothing
-        if self._is_noisy or not is_quiet or n_directions < self.cap:
+        if self.is_noisy or not is_quiet or n_directions < self.cap:
             return
         is_last = not self._plateaus or self.cap in self._plateaus or is_clear
         is_last = is_last or singular_values[self.cap] < _CANDIDATE_GAP * singular_values[self.cap - 1]
-        self._is_noisy = self.cap == self._trusted_cap and bool(is_last)
-        self.is_stuck = not self._is_noisy
+        self.is_noisy = self.cap == self._trusted_cap and bool(is_last)
+        self.is_stuck = not self.is_noisy
 
     def _gap_below(self, singular_values: np.ndarray) -> tuple[int, float] | None:
         """Return j and σ_{j+1} at the narrowest ratio σ_{j+1} / σ_j below ε and the plateaus, if it is a gap."""
@@ -247,7 +243,7 @@ class Continuation:
         size = max(ratios.size, self._narrowest.size)
         self._narrowest = np.minimum(_padded(self._narrowest, size), _padded(ratios, size))
         self._trail.append(self.smoothing)
-        if self._is_noisy:
+        if self.is_noisy:
             return
         if len(self._trail) > _STALL_SPAN:
             rests = self.smoothing > _STALL_DROP * self._trail[-1 - _STALL_SPAN]

@@ -176,7 +176,7 @@ def solve_factored(
         The low-rank part of the estimate, cut to `options.rank` and to the directions above the tolerance.
     monitor : Monitor
     """
-    data_norm = float(np.linalg.norm(observations.values.astype(np.float64, copy=False)))
+    data_norm = observations.norm
     monitor = Monitor(options, data_norm, callback)
     smoothing = data_norm if isinstance(options.smoothing, str) else float(options.smoothing)
     floor = max(_FLOOR * data_norm, ridge_smoothing(options.ridge, options.agop_power, options.effective_tol))

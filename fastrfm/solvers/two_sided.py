@@ -25,132 +25,29 @@ import numpy as np
 
 from fastrfm._interrupt import check
 from fastrfm._lanes import padded
-from fastrfm.factors import numerical_rank, tall_qr
+from fastrfm.factors import numerical_rank
 from fastrfm.kernels.tangent import (
     conjugate_gradients,
     factor_columns,
     factor_rows,
     factor_size,
     gradient,
-    multiply_residual,
-    multiply_residual_transposed,
 )
-from fastrfm.kernels.tasks import balanced_bounds
 from fastrfm.observations import Observations
 from fastrfm.options import CompletionOptions
 from fastrfm.solvers.continuation import Continuation
+from fastrfm.solvers.estimate import Estimate, Layout, Triplets, leading_triplets, start_estimate
 from fastrfm.solvers.monitor import Iteration, Monitor
 
 EXTRA_DIRECTIONS = 8  # beyond the rank: on the way more directions than it are above ε
 RANK_CAP = 40  # the largest rank looked for when none is given
 MAX_INNER_STEPS = 500
-_MOST_STRIPES, _MOST_PARTS = 16, 8
-_PART_BYTES = 2**26
 _CALL_OPERATIONS = 2e9  # of conjugate gradients between two looks for Ctrl-C
 _BARELY_ABOVE = 1.0 + 1e-10
-_MAX_POWER_STEPS = 8
 _LARGEST_PENALTY = 1e12
 _ROUNDING = 1e-15
 _RIDGE_ACCURACY = 1e-4  # with a ridge every direction counts in the answer
-_SPECTRUM_ACCURACY = 1e-2  # of singular values near ε: more does not change how often or how fast problems are solved
-
-
-@dataclass(frozen=True)
-class Triplets:
-    """Leading singular triplets: (n_rows, b), (b,) descending, (n_cols, b)."""
-
-    left: np.ndarray
-    singular_values: np.ndarray
-    right: np.ndarray
-
-    def first(self, k: int) -> Triplets:
-        return Triplets(
-            np.ascontiguousarray(self.left[:, :k]), self.singular_values[:k], np.ascontiguousarray(self.right[:, :k])
-        )
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How sweeps are split, by the data alone: tiles of rows, stripes of columns, partial sums over rows."""
-
-    bounds: np.ndarray
-    tiles: np.ndarray
-    stripes: np.ndarray
-
-    @classmethod
-    def of(cls, observations: Observations) -> Layout:
-        cost = observations.row_counts + 4
-        return cls(
-            balanced_bounds(cost),
-            balanced_bounds(cost, 16 * _MOST_PARTS),
-            balanced_bounds(observations.col_counts + 4, min(_MOST_STRIPES, max(observations.n_cols // 32, 1))),
-        )
-
-    def n_parts(self, observations: Observations, k: int) -> int:
-        """Return how many partial sums over rows pay: each costs one addition per column and direction."""
-        per_column = observations.n_observed / observations.n_cols
-        affordable = _PART_BYTES / (8.0 * observations.n_cols * max(k, 1))
-        return 1 << int(np.log2(max(min(per_column / 4.0, affordable, _MOST_PARTS), 1.0)))
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """U Aᵀ + B Vᵀ plus θ times its residual on the observed entries; columns are padded for the kernels."""
-
-    observations: Observations
-    layout: Layout
-    left: np.ndarray
-    rows: np.ndarray
-    coefficients: np.ndarray
-    basis: np.ndarray
-    theta: float
-
-    def multiply(self, vectors: np.ndarray) -> np.ndarray:
-        """Return X·vectors, (n_rows, b)."""
-        obs, vectors, width = self.observations, padded(vectors), vectors.shape[1]
-        out = np.empty((obs.n_rows, vectors.shape[1]))
-        multiply_residual(
-            self.layout.bounds,
-            obs.indptr,
-            obs.indices,
-            obs.values,
-            self.left,
-            self.rows,
-            self.coefficients,
-            self.basis,
-            vectors,
-            out,
-        )
-        out *= self.theta
-        out += self.left @ (self.coefficients.T @ vectors)
-        out += self.rows @ (self.basis.T @ vectors)
-        return out[:, :width]
-
-    def multiply_transposed(self, vectors: np.ndarray) -> np.ndarray:
-        """Return Xᵀ·vectors, (n_cols, b)."""
-        obs, vectors, width = self.observations, padded(vectors), vectors.shape[1]
-        n_parts = self.layout.n_parts(obs, width)
-        parts = np.empty((n_parts, obs.n_cols, vectors.shape[1]))
-        multiply_residual_transposed(
-            self.layout.tiles,
-            n_parts,
-            obs.indptr,
-            obs.indices,
-            obs.values,
-            self.left,
-            self.rows,
-            self.coefficients,
-            self.basis,
-            vectors,
-            parts,
-        )
-        out = parts[0]
-        for part in parts[1:]:
-            out += part
-        out *= self.theta
-        out += self.coefficients @ (self.left.T @ vectors)
-        out += self.basis @ (self.rows.T @ vectors)
-        return np.asarray(out[:, :width])
+_SPECTRUM_ACCURACY = 1e-2  # of singular values near ε
 
 
 @dataclass(frozen=True)
@@ -167,35 +64,6 @@ class Step:
         """Return (U Aᵀ + B Vᵀ)ᵀ U, (n_cols, k padded): half a power step, and the best start for the next."""
         estimate = self.estimate
         return np.asarray(estimate.coefficients + estimate.basis @ (estimate.rows.T @ estimate.left))
-
-
-def start_estimate(observations: Observations, layout: Layout, left: np.ndarray, right: np.ndarray) -> Estimate:
-    """Return left rightᵀ with the observed entries put in."""
-    left, right = padded(left), padded(right)
-    return Estimate(observations, layout, left, np.zeros_like(left), right, np.zeros_like(right), 1.0)
-
-
-def leading_triplets(
-    estimate: Estimate, start: np.ndarray, *, watched: int, accuracy: float, floor: float = 0.0
-) -> Triplets:
-    """Return the leading singular triplets by block power steps from `start`, (n_cols, b).
-
-    Stops when the first `watched` singular values change by at most `accuracy` of the smallest of them (or of `floor`)
-    from one step to the next.
-    """
-    right = tall_qr(start)[0]
-    watched = min(watched, start.shape[1])
-    for _ in range(_MAX_POWER_STEPS):
-        left, upper = tall_qr(estimate.multiply(right))
-        before = np.linalg.svd(upper, compute_uv=False)
-        right, upper = tall_qr(estimate.multiply_transposed(left))
-        u, singular_values, vt = np.linalg.svd(upper.T)
-        if watched == 0:
-            break
-        smallest = max(float(singular_values[watched - 1]), floor)
-        if np.abs(singular_values - before)[:watched].max() <= accuracy * smallest:
-            break
-    return Triplets(left @ u, singular_values, right @ vt.T)
 
 
 def tangent_step(
@@ -264,7 +132,7 @@ class _System:
         size = factor_size(k)
         obs = observations
         self._row_factors, self._column_factors = np.empty((obs.n_rows, size)), np.empty((obs.n_cols, size))
-        factor_rows(layout.bounds, obs.indptr, obs.indices, basis, penalty, self._row_factors)
+        factor_rows(layout.tiles, obs.indptr, obs.indices, basis, penalty, self._row_factors)
         factor_columns(layout.stripes, obs.indptr, obs.indices, left, penalty, self._column_factors)
         n_parts = layout.n_parts(obs, k)
         self._split = (layout.tiles, n_parts, layout.stripes, obs.indptr, obs.indices)
@@ -356,7 +224,7 @@ def solve_two_sided(
     monitor : Monitor
         ``stop_reason`` is "stalled" if every attempt of ``continuation`` was given up.
     """
-    data_norm = float(np.linalg.norm(observations.values.astype(np.float64, copy=False)))
+    data_norm = observations.norm
     monitor = Monitor(options, data_norm, callback, is_fast=options.ridge == 0.0)
     cap = rank_cap(observations, options.rank, options.ridge)
     path = Continuation(options, data_norm, cap, is_full=cap == min(observations.shape))
@@ -422,7 +290,7 @@ def _attempt(
             rank=k,
             inner_steps=step.inner_steps,
             inner_error=step.inner_error,
-            is_settled=path.is_settled,
+            is_settled=path.is_noisy,
         )
         triplets = leading_triplets(
             step.estimate,

@@ -1,0 +1,128 @@
+"""Low-rank plus sparse estimates, their products with blocks of vectors, and their leading singular triplets.
+
+XᵀX is never formed: block power steps take products with U Aᵀ + B Vᵀ and with its residual on the observed entries,
+which each product computes again instead of keeping it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastrfm._lanes import padded
+from fastrfm.factors import tall_qr
+from fastrfm.kernels.tangent import multiply_residual, multiply_residual_transposed
+from fastrfm.kernels.tasks import balanced_bounds
+from fastrfm.observations import Observations
+
+_MOST_STRIPES, _MOST_PARTS = 16, 8
+_PART_BYTES = 2**26
+_MAX_POWER_STEPS = 8
+
+
+@dataclass(frozen=True)
+class Triplets:
+    """Leading singular triplets: (n_rows, b), (b,) descending, (n_cols, b)."""
+
+    left: np.ndarray
+    singular_values: np.ndarray
+    right: np.ndarray
+
+    def first(self, k: int) -> Triplets:
+        return Triplets(
+            np.ascontiguousarray(self.left[:, :k]), self.singular_values[:k], np.ascontiguousarray(self.right[:, :k])
+        )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How sweeps are split, by the data alone: tiles of rows, stripes of columns, partial sums over rows."""
+
+    tiles: np.ndarray
+    stripes: np.ndarray
+
+    @classmethod
+    def of(cls, observations: Observations) -> Layout:
+        return cls(
+            balanced_bounds(observations.row_counts + 4, 16 * _MOST_PARTS),
+            balanced_bounds(observations.col_counts + 4, min(_MOST_STRIPES, max(observations.n_cols // 32, 1))),
+        )
+
+    def n_parts(self, observations: Observations, k: int) -> int:
+        """Return how many partial sums over rows pay: each costs one addition per column and direction."""
+        per_column = observations.n_observed / observations.n_cols
+        affordable = _PART_BYTES / (8.0 * observations.n_cols * max(k, 1))
+        return 1 << int(np.log2(max(min(per_column / 4.0, affordable, _MOST_PARTS), 1.0)))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """U Aᵀ + B Vᵀ plus θ times its residual on the observed entries; columns are padded for the kernels."""
+
+    observations: Observations
+    layout: Layout
+    left: np.ndarray
+    rows: np.ndarray
+    coefficients: np.ndarray
+    basis: np.ndarray
+    theta: float
+
+    def multiply(self, vectors: np.ndarray) -> np.ndarray:
+        """Return X·vectors, (n_rows, b)."""
+        vectors, width = padded(vectors), vectors.shape[1]
+        out = np.empty((self.observations.n_rows, vectors.shape[1]))
+        multiply_residual(self.layout.tiles, *self._residual, vectors, out)
+        out *= self.theta
+        out += self.left @ (self.coefficients.T @ vectors)
+        out += self.rows @ (self.basis.T @ vectors)
+        return out[:, :width]
+
+    def multiply_transposed(self, vectors: np.ndarray) -> np.ndarray:
+        """Return Xᵀ·vectors, (n_cols, b)."""
+        vectors, width = padded(vectors), vectors.shape[1]
+        n_parts = self.layout.n_parts(self.observations, width)
+        parts = np.empty((n_parts, self.observations.n_cols, vectors.shape[1]))
+        multiply_residual_transposed(self.layout.tiles, n_parts, *self._residual, vectors, parts)
+        out: np.ndarray = parts[0]
+        for part in parts[1:]:
+            out += part
+        out *= self.theta
+        out += self.coefficients @ (self.left.T @ vectors)
+        out += self.basis @ (self.rows.T @ vectors)
+        return out[:, :width]
+
+    @property
+    def _residual(self) -> tuple[np.ndarray, ...]:
+        """What the kernels compute the residual from."""
+        obs = self.observations
+        return obs.indptr, obs.indices, obs.values, self.left, self.rows, self.coefficients, self.basis
+
+
+def start_estimate(observations: Observations, layout: Layout, left: np.ndarray, right: np.ndarray) -> Estimate:
+    """Return left rightᵀ with the observed entries put in."""
+    left, right = padded(left), padded(right)
+    return Estimate(observations, layout, left, np.zeros_like(left), right, np.zeros_like(right), 1.0)
+
+
+def leading_triplets(
+    estimate: Estimate, start: np.ndarray, *, watched: int, accuracy: float, floor: float = 0.0
+) -> Triplets:
+    """Return the leading singular triplets by block power steps from `start`, (n_cols, b).
+
+    Stops when the first `watched` singular values change by at most `accuracy` of the smallest of them (or of `floor`)
+    from one half step to the next.
+    """
+    right = tall_qr(start)[0]
+    watched = min(watched, start.shape[1])
+    for _ in range(_MAX_POWER_STEPS):
+        left, upper = tall_qr(estimate.multiply(right))
+        before = np.linalg.svd(upper, compute_uv=False)
+        right, upper = tall_qr(estimate.multiply_transposed(left))
+        u, singular_values, vt = np.linalg.svd(upper.T)
+        if watched == 0:
+            break
+        smallest = max(float(singular_values[watched - 1]), floor)
+        if np.abs(singular_values - before)[:watched].max() <= accuracy * smallest:
+            break
+    return Triplets(left @ u, singular_values, right @ vt.T)
