@@ -34,8 +34,13 @@ def padded_width(k: int) -> int:
 
 
 def padded(matrix: np.ndarray, fill: float = 0.0) -> np.ndarray:
-    """Return an (n, k) or (k,) array as C-contiguous float64 with its last axis filled up to a multiple of four."""
+    """Return an (n, k) or (k,) array as C-contiguous float64 with its last axis filled up to a multiple of four.
+
+    An array that is so already is returned itself.
+    """
     k = matrix.shape[-1]
+    if k == padded_width(k) and matrix.dtype == np.float64 and matrix.flags.c_contiguous:
+        return matrix
     out = np.full((*matrix.shape[:-1], padded_width(k)), fill)
     out[..., :k] = matrix
     return out

@@ -79,15 +79,17 @@ def _sweep(observations: Observations, k: int) -> tuple[Any, Any]:
     n_parts = layout.n_parts(observations, k)
     factors = np.empty((observations.n_rows, factor_size(width)))
     entries = observations.indptr, observations.indices
-    factor_rows(layout.tiles, *entries, basis, padded(np.full(k, 0.1), 1.0), factors)
+    penalty = padded(np.full(k, 0.1), 1.0)
+    factor_rows(layout.tiles, *entries, basis, penalty, factors)
     out = np.empty((n_parts, observations.n_cols, width))
     nothing = np.empty(0), np.empty((0, width)), np.empty(0)
 
     def sweep(n_threads: int) -> None:
         with thread_limit(n_threads):
             eliminated_sweep(
-                layout.tiles, n_parts, *entries, nothing[0], left, basis, coefficients, factors, *nothing[1:], out
-            )
+                layout.tiles, n_parts, *entries, nothing[0], left, basis, coefficients, factors, penalty, *nothing[1:],
+                out,
+            )  # fmt: skip
 
     return sweep, out.tobytes
 

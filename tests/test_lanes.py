@@ -292,7 +292,9 @@ def test_padded_fills_the_last_axis(shape, dtype, order):
     k, before = shape[-1], given.copy()
     for fill, out in ((0.0, padded(given)), (1.0, padded(given, 1.0))):
         assert out.shape == (*shape[:-1], padded_width(k))
-        assert out.dtype == np.float64 and out.flags.c_contiguous and not np.shares_memory(out, given)
+        assert out.dtype == np.float64 and out.flags.c_contiguous
         np.testing.assert_array_equal(out[..., :k], given)
         np.testing.assert_array_equal(out[..., k:], fill)
+        is_ready = given.dtype == np.float64 and given.flags.c_contiguous and k % 4 == 0
+        assert (out is given) if is_ready else not np.shares_memory(out, given)
     np.testing.assert_array_equal(given, before)

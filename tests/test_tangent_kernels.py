@@ -383,8 +383,8 @@ def sweep(
     rows = np.full((n_rows if keeps else 0, width), np.nan)
     misfit, parts = np.full(len(rows), np.nan), np.full((n_parts, n_cols, width), np.nan)
     eliminated_sweep(
-        tiles, n_parts, *system.pattern, values, system.left, system.basis, system.coefficients, factors, rows, misfit,
-        parts,
+        tiles, n_parts, *system.pattern, values, system.left, system.basis, system.coefficients, factors,
+        system.penalty, rows, misfit, parts,
     )  # fmt: skip
     return real_part(rows, system.k), misfit, real_part(parts, system.k)
 
@@ -410,6 +410,21 @@ def test_eliminated_sweep_equals_naive(counts, k, has_values, value_type, index_
         np.testing.assert_array_equal(unkept[2], parts)
 
 
+@pytest.mark.parametrize("k", [0, 1, 3, 5, 9])
+@pytest.mark.parametrize("counts", COUNTS, ids=COUNT_IDS)
+def test_row_factors_are_the_same_kept_or_formed_in_the_sweep(counts, k):
+    system = random_system(counts, k)
+    n_rows, _, width = system.shape
+    tiles, kept = SPLITS["uneven"](n_rows), np.empty((n_rows, factor_size(width)))
+    factor_rows(tiles, *system.pattern, system.basis, system.penalty, kept)
+    for n_parts in (1, 3):
+        found = [
+            sweep(system, system.entries[2], factors, tiles=tiles, n_parts=n_parts) for factors in (kept, kept[:0])
+        ]
+        for array, wanted in zip(*found, strict=True):
+            np.testing.assert_array_equal(array, wanted)
+
+
 @pytest.mark.parametrize("n_parts", [1, 2, 3])
 def test_a_part_writes_its_own_part_alone(n_parts):
     # As with stripes; and what other parts read is NaN, so that a part shows whose rows it took.
@@ -432,8 +447,9 @@ def test_a_part_writes_its_own_part_alone(n_parts):
         arguments = system.coefficients, system.basis
         multiply_residual_transposed(tiles, n_parts, *system.entries, left, rows, *arguments, given, found)
         eliminated_sweep(
-            tiles, n_parts, *system.entries, left, system.basis, system.coefficients, factors, out_rows, misfit, swept
-        )
+            tiles, n_parts, *system.entries, left, system.basis, system.coefficients, factors, system.penalty, out_rows,
+            misfit, swept,
+        )  # fmt: skip
         np.testing.assert_allclose(found[part], residual[own].T @ directions[own], atol=1e-12)
         np.testing.assert_allclose(swept[part], best_residual[own].T @ system.left[own], atol=1e-12)
         np.testing.assert_allclose(out_rows[own], best[own], atol=1e-12)

@@ -344,6 +344,17 @@ def test_nothing_of_the_caller_is_changed():
         np.testing.assert_array_equal(array, wanted)
 
 
+def test_row_factors_that_are_not_kept_change_no_bit(monkeypatch):
+    from fastrfm.solvers import two_sided
+
+    problem = recoverable(seed=8)
+    kept = quietly(problem.observations, 2)
+    monkeypatch.setattr(two_sided, "_ROW_FACTOR_BYTES", 0)
+    formed = quietly(problem.observations, 2)
+    np.testing.assert_array_equal(formed.left, kept.left)
+    np.testing.assert_array_equal(formed.history["change"], kept.history["change"])
+
+
 @pytest.mark.compiled_only
 def test_the_same_seed_gives_the_same_bits_and_another_the_same_answer():
     problem = recoverable(seed=8)

@@ -191,6 +191,14 @@ def factor_size(k: int) -> int:
     return 2 * (k // LANES) * (k + LANES)
 
 
+@inner
+def _factor_row(packed, basis, indices, start, stop, penalty, pivotal):
+    for c in range(packed.size):
+        packed[c] = 0.0
+    _add_outers(packed, basis, indices, start, stop)
+    _invert_factor(packed, penalty, pivotal)
+
+
 @parallel_kernel
 def factor_rows(bounds, indptr, indices, basis, penalty, out):
     """Write the inverse Cholesky factors of M_i = V_JᵀV_J + diag(penalty), J the observed columns of row i.
@@ -209,11 +217,7 @@ def factor_rows(bounds, indptr, indices, basis, penalty, out):
     for task in prange(bounds.size - 1):
         pivotal = np.empty(penalty.size)
         for i in range(bounds[task], bounds[task + 1]):
-            packed = out[i]
-            for c in range(packed.size):
-                packed[c] = 0.0
-            _add_outers(packed, basis, indices, indptr[i], indptr[i + 1])
-            _invert_factor(packed, penalty, pivotal)
+            _factor_row(out[i], basis, indices, indptr[i], indptr[i + 1], penalty, pivotal)
 
 
 @inner
@@ -270,7 +274,19 @@ def _longest_row(tiles, part, n_parts, indptr):
 
 @parallel_kernel
 def eliminated_sweep(
-    tiles, n_parts, indptr, indices, values, left, basis, coefficients, factors, out_rows, out_misfit, out_parts
+    tiles,
+    n_parts,
+    indptr,
+    indices,
+    values,
+    left,
+    basis,
+    coefficients,
+    factors,
+    penalty,
+    out_rows,
+    out_misfit,
+    out_parts,
 ):
     """Eliminate B and write the gradient's data part in A, row by row.
 
@@ -287,8 +303,10 @@ def eliminated_sweep(
         y; empty stands for zeros.
     left, basis, coefficients : (n_rows, k), (n_cols, k), (n_cols, k) float64
         U, V and A.
-    factors
-        From :func:`factor_rows`.
+    factors : (n_rows or 0, factor_size(k)) float64
+        From :func:`factor_rows`; empty: formed again row by row, which costs more than the rest but no memory.
+    penalty : (k,) float64
+        For factors that are formed here.
     out_rows : (n_rows, k) or (0, k) float64, written unless empty
         B.
     out_misfit : (n_rows,) or (0,) float64, written unless empty
@@ -296,7 +314,7 @@ def eliminated_sweep(
     out_parts : (n_parts, n_cols, k) float64, written; a task owns its part
     """
     k = left.shape[1]
-    has_values, keeps = values.size > 0, out_misfit.size > 0
+    has_values, keeps, has_factors = values.size > 0, out_misfit.size > 0, factors.shape[0] > 0
     for part in prange(n_parts):
         target = out_parts[part]
         for j in range(target.shape[0]):
@@ -304,6 +322,7 @@ def eliminated_sweep(
                 target[j, a] = 0.0
         residual = np.empty(_longest_row(tiles, part, n_parts, indptr))
         direction, row, half = np.empty(k), np.empty(k), np.empty(k)
+        packed = np.empty((1, _start_of(k)))
         for tile in range(part, tiles.size - 1, n_parts):
             for i in range(tiles[tile], tiles[tile + 1]):
                 start = indptr[i]
@@ -315,7 +334,11 @@ def eliminated_sweep(
                     residual[t] = np.float64(values[start + t]) if has_values else 0.0
                 _take_products(direction, coefficients, indices, start, n, residual)
                 _gather(residual, basis, indices, start, n, row)
-                _solve(factors, i, row, half)
+                if has_factors:
+                    _solve(factors, i, row, half)
+                else:
+                    _factor_row(packed[0], basis, indices, start, start + n, penalty, half)
+                    _solve(packed, 0, row, half)
                 _take_products(row, basis, indices, start, n, residual)
                 _scatter(residual, direction, indices, start, n, target)
                 if keeps:
@@ -465,7 +488,19 @@ def gradient(
     n_stripes, k = stripes.size - 1, penalty.size
     projections, core, dots = np.empty((n_stripes, k, k)), np.empty((k, k)), np.empty(n_stripes)
     eliminated_sweep(
-        tiles, n_parts, indptr, indices, values, left, basis, coefficients, row_factors, out_rows, out_misfit, parts
+        tiles,
+        n_parts,
+        indptr,
+        indices,
+        values,
+        left,
+        basis,
+        coefficients,
+        row_factors,
+        penalty,
+        out_rows,
+        out_misfit,
+        parts,
     )
     project_columns(stripes, basis, coefficients, projections)
     _core(projections, hidden, core)
@@ -519,7 +554,19 @@ def conjugate_gradients(
         _turn(stripes, 0.0, preconditioned, direction)
     while state[0] < state[1] and state[3] > state[2] * state[2] * state[4]:
         eliminated_sweep(
-            tiles, n_parts, indptr, indices, no_values, left, basis, direction, row_factors, no_rows, no_misfit, parts
+            tiles,
+            n_parts,
+            indptr,
+            indices,
+            no_values,
+            left,
+            basis,
+            direction,
+            row_factors,
+            penalty,
+            no_rows,
+            no_misfit,
+            parts,
         )
         project_columns(stripes, basis, direction, projections)
         _core(projections, hidden, core)

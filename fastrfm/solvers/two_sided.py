@@ -42,6 +42,7 @@ from fastrfm.solvers.monitor import Iteration, Monitor
 EXTRA_DIRECTIONS = 8  # beyond the rank: on the way more directions than it are above ε
 RANK_CAP = 40  # the largest rank looked for when none is given
 MAX_INNER_STEPS = 500
+_ROW_FACTOR_BYTES = 2**27  # of row factors that are kept; more are formed again in each sweep
 _CALL_OPERATIONS = 2e9  # of conjugate gradients between two looks for Ctrl-C
 _BARELY_ABOVE = 1.0 + 1e-10
 _LARGEST_PENALTY = 1e12
@@ -131,8 +132,10 @@ class _System:
         k = penalty.size
         size = factor_size(k)
         obs = observations
-        self._row_factors, self._column_factors = np.empty((obs.n_rows, size)), np.empty((obs.n_cols, size))
-        factor_rows(layout.tiles, obs.indptr, obs.indices, basis, penalty, self._row_factors)
+        n_kept = obs.n_rows if 8 * size * obs.n_rows <= _ROW_FACTOR_BYTES else 0
+        self._row_factors, self._column_factors = np.empty((n_kept, size)), np.empty((obs.n_cols, size))
+        if n_kept:
+            factor_rows(layout.tiles, obs.indptr, obs.indices, basis, penalty, self._row_factors)
         factor_columns(layout.stripes, obs.indptr, obs.indices, left, penalty, self._column_factors)
         n_parts = layout.n_parts(obs, k)
         self._split = (layout.tiles, n_parts, layout.stripes, obs.indptr, obs.indices)
@@ -314,3 +317,4 @@ def _attempt(
             plateaus[path.plateau] = start_estimate(observations, layout, kept.left * kept.singular_values, kept.right)
         if path.is_stuck:
             return triplets, path.smoothing
+        del step, used  # the next step can do without their memory
