@@ -17,6 +17,7 @@ from fastrfm._numba import available_threads
 from fastrfm.errors import NotConvergedWarning
 from fastrfm.observations import Observations
 from fastrfm.results import CompletionResult
+from fastrfm.solvers import continuation
 from fastrfm.solvers.completion import complete
 from fastrfm.solvers.estimate import Estimate, Layout, Triplets, leading_triplets, start_estimate
 from fastrfm.solvers.two_sided import Step, tangent_step
@@ -654,11 +655,15 @@ def test_converged_means_within_a_small_multiple_of_tol(condition_number, rank):
 
 
 @pytest.mark.compiled_only
-def test_most_are_recovered_near_the_sampling_limit():
-    errors = [
-        problem.relative_error(quietly(problem.observations, 3).to_dense()) for problem in map(sparse_problem, range(6))
-    ]
-    assert sum(error < 1e-10 for error in errors) >= 4, errors
+def test_most_are_recovered_near_the_sampling_limit(monkeypatch):
+    def n_recovered() -> int:
+        problems = [sparse_problem(seed) for seed in range(10)]
+        return sum(problem.relative_error(quietly(problem.observations, 3).to_dense()) < 1e-10 for problem in problems)
+
+    by_all = n_recovered()
+    monkeypatch.setattr(continuation, "ATTEMPTS", continuation.ATTEMPTS[:1])
+    assert by_all >= 8
+    assert n_recovered() < by_all
 
 
 @pytest.mark.compiled_only
@@ -706,6 +711,20 @@ def test_noise_ends_at_its_rank(rank):
         result = quietly(observations, rank, tol=1e-8, max_iter=500)
         assert (result.rank, result.stop_reason) == (3, "converged")
         assert problem.relative_error(result.to_dense()) < 0.01
+
+
+@pytest.mark.compiled_only
+@pytest.mark.parametrize("level", [0.03, 0.1, 0.3])
+def test_noise_tells_its_rank(level):
+    for seed in range(3):
+        problem = low_rank_problem(200, 150, 5, oversampling=4.0, condition_number=3.0, seed=seed)
+        noise = np.random.RandomState(seed).standard_normal(problem.truth.shape)
+        values = problem.truth + level * np.sqrt(np.mean(problem.truth**2)) * noise
+        observations = observe(values, problem.mask)
+        found, given = quietly(observations), quietly(observations, 5)
+        assert (found.rank, found.stop_reason, given.rank) == (5, "converged", 5)
+        errors = [problem.relative_error(result.to_dense()) for result in (found, given)]
+        assert errors[0] <= 1.001 * errors[1]
 
 
 @pytest.mark.compiled_only

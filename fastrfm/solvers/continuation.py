@@ -10,13 +10,15 @@ that falls too fast or a penalty that is too sharp. So, on exact data (λ = 0, `
   which converges quadratically at α = ½;
 - an attempt is given up when ε rests while the steps do not shrink, when as many directions stay above ε as the
   observations could determine at most, or when the inner systems become nearly singular (too high a rank). The next
-  one takes a smaller cap (where no rank is known: the deepest place at which the spectrum was ever steep) or another
-  α and drop. Measured: 1000 x 1000, rank 5, oversampling 1.3, condition number 10 is solved by one or another of four
-  attempts in every one of five instances, by the first attempt alone in two of four.
+  one takes another cap (where no rank is known: a place at which the spectrum was ever steep, likely and deep ones
+  first) or another α and drop. No one attempt is best: on 1000 x 1000, rank 5, oversampling 1.3, condition number 1,
+  α = 0.27 succeeds in 7 of 12 instances and 0.32 in none; at condition number 10 slow drops at 0.32 or 0.35 succeed in
+  6 of 6 and fast ones at most in 1 of 8; at oversampling 1.5 fast ones at 0.32 or 0.35 do, sooner.
 
 Noise keeps σ_{rank+1} from falling. It is told from a wrong limit by the steps, small beside ε (``_look_for_noise``):
 the cap, if it was given, is then the rank. Where the rank is to be found, a gap that does not close is a plateau; the
 search goes on below it, for exact data may have one too, and comes back to the narrowest if nothing exact is there.
+A cap at which the data look like noise without such a gap counts only once the exact candidates have failed.
 
 With a ridge the powers decide what λ means, so α stays and ε falls by a constant factor down to ``ridge_smoothing``,
 held by no σ. A fixed ε, ``sigma_next``, ``geometric`` and ``iterate_change`` are the rules of ``solvers.smoothing``,
@@ -41,7 +43,15 @@ class Attempt:
     largest_drop: float
 
 
-ATTEMPTS = (Attempt(0.35, 1.1), Attempt(0.3, 1.3), Attempt(0.35, 1.04), Attempt(0.32, 1.04))
+ATTEMPTS = (
+    Attempt(0.32, 1.3),
+    Attempt(0.32, 1.04),
+    Attempt(0.28, 1.3),
+    Attempt(0.27, 1.3),
+    Attempt(0.3, 1.3),
+    Attempt(0.35, 1.04),
+)
+SEARCH = Attempt(0.35, 1.1)  # the first attempt where the rank is to be found
 _RIDGE_DROP, _RIDGE_TOLERANCE = 1.3, 1e-3
 _FIRST_SHARE = 0.1  # of σ_1: the least first ε
 _FIRST_LOOK = 2  # iterations of an attempt before a gap counts: the first estimate has its own
@@ -49,9 +59,10 @@ _GAP = 0.01  # σ_{j+1} / σ_j below it is a rank that shows
 _NEAR = 2.0  # σ_{j+1} may lie this much above ε
 _CLOSING, _RESTING_STEP = 0.9, 0.5  # a gap that falls by less while steps are smaller beside it does not close
 _ROUNDING = 1e-13
-_CANDIDATE_GAP, _MOST_CANDIDATES = 1.0 / 3.0, 4
-_NOISE_GAP = 0.1  # the least steep place that may count as the rank of noisy data where no rank is given
+_STEEP, _LESS_STEEP = 0.1, 1.0 / 3.0  # ratios at places that may be the rank, likely and less likely
+_MOST_CANDIDATES, _MOST_REPEATED = 6, 3  # tried once, tried in every way
 _STALL_SPAN, _STALL_DROP, _STALL_STEP = 50, 0.7, 0.05
+_CROWD = 20  # directions that come up at once where the singular values of noise begin
 _LONGEST_REST = 200  # iterations without a smaller ε, however small the steps: the rank given does not fit
 _CROWDED_SPAN = 15  # iterations with cap or more directions above ε
 _HELD_SPAN, _QUIET_STEP = 5, 0.1  # iterations in which ε could not fall, and the step beside ε: noise
@@ -94,12 +105,14 @@ class Continuation:
     def __init__(self, options: CompletionOptions, data_norm: float, cap: int, is_full: bool) -> None:
         self._options = options
         self._is_exact = options.smoothing == "auto" and options.ridge == 0.0
-        first = ATTEMPTS[0] if self._is_exact else Attempt(options.agop_power, _RIDGE_DROP)
-        self._queue: list[tuple[int, Attempt]] = [(cap, first)]
+        self._is_free = not is_full and (options.rank is None or options.rank > cap)  # the rank is to be found
+        first = SEARCH if self._is_free else ATTEMPTS[0]
+        self._queue = [(cap, first if self._is_exact else Attempt(options.agop_power, _RIDGE_DROP))]
         self._plateaus: dict[int, float] = {}  # place of each gap that did not close, and its ratio
         self._narrowest: np.ndarray = np.ones(0)  # of σ_{j+1} / σ_j so far, in all attempts
-        self._n_attempts = 0
-        self._is_free = not is_full and (options.rank is None or options.rank > cap)  # the rank is to be found
+        self._n_attempts, self._first_cap = 0, cap
+        self._quiet_caps: list[int] = []  # those at which the data look like noise
+        self._likely_cap = 0
         self._trusted_cap = 0 if self._is_free else cap  # the one that noise may end an attempt at
         self.floor = max(
             _TINY, _LEAST * data_norm, ridge_smoothing(options.ridge, options.agop_power, options.effective_tol)
@@ -126,15 +139,22 @@ class Continuation:
     def has_next_attempt(self) -> bool:
         """Return whether another attempt is left; fills the queue when the first one has failed."""
         if not self._queue and self._n_attempts == 1 and self._is_exact:
-            caps = self._candidate_caps() if self._is_free else []
-            if caps and self._narrowest[caps[0] - 1] < _NOISE_GAP:
-                self._trusted_cap = caps[0]
+            caps = self._candidate_caps() if self._is_free else [self.cap]
             if self._plateaus:
                 self._trusted_cap = min(self._plateaus, key=self._plateaus.__getitem__)
                 self._queue.append((self._trusted_cap, ATTEMPTS[0]))
-            self._queue += [(cap, ATTEMPTS[0]) for cap in caps]
-            again = self._trusted_cap or (caps[0] if caps else self.cap)
-            self._queue += [(again, attempt) for attempt in ATTEMPTS[1:]]
+            if self._is_free:
+                self._likely_cap = caps[0]
+                self._queue += [(cap, ATTEMPTS[0]) for cap in caps]
+            deepest = sorted(caps)[: -_MOST_REPEATED - 1 : -1]
+            self._queue += [(cap, attempt) for attempt in ATTEMPTS[1:] for cap in deepest]
+        # Exact data would have shown themselves by then; noise leaves no rank above the one that once showed.
+        quiet = [cap for cap in self._quiet_caps if cap >= self._deepest_gap()]
+        is_likely = self._likely_cap in quiet
+        if quiet and (not self._queue or (is_likely and self._queue[0][1] is not ATTEMPTS[0])):
+            self._trusted_cap = self._likely_cap if is_likely else quiet[0]
+            self._queue.insert(0, (self._trusted_cap, ATTEMPTS[0]))
+            self._quiet_caps = []
         return bool(self._queue)
 
     @property
@@ -184,7 +204,7 @@ class Continuation:
         self._n_held = self._n_held + 1 if hold >= 0.99 * before else 0
         if self._is_exact:
             gap = self._gap_below(singular_values) if len(self._trail) >= _FIRST_LOOK else None
-            self._look_for_plateaus(singular_values, gap, change)
+            self._look_for_plateaus(singular_values, gap, change, n_directions)
             self._look_for_noise(singular_values, gap, change, n_directions)
             if self.is_noisy:
                 gap = self.cap, hold
@@ -200,15 +220,24 @@ class Continuation:
         if self._is_exact:
             self._look_for_stalls(singular_values, change, n_directions, inner_steps)
 
-    def _look_for_plateaus(self, singular_values: np.ndarray, gap: tuple[int, float] | None, change: float) -> None:
-        """Note a gap that does not close although the steps are small: noise fills it, or it is not the last one."""
-        before, self._last_gap, self.plateau = self._last_gap, gap or (0, 0.0), 0
-        if gap is None or gap[0] != before[0] or gap[0] == self._trusted_cap:
+    def _look_for_plateaus(
+        self, singular_values: np.ndarray, gap: tuple[int, float] | None, change: float, n_directions: int
+    ) -> None:
+        """Note a gap that does not close: noise fills it, or it is not the last one.
+
+        Either the steps have become small, or as many directions as there may be have come up below it at once.
+        """
+        (place, below), self.plateau = self._last_gap, 0
+        self._last_gap = gap or (0, 0.0)
+        if place == 0 or place == self._trusted_cap:
             return
-        is_resting = gap[1] > _CLOSING * before[1] and change < _RESTING_STEP * gap[1]
-        if is_resting and gap[1] > _ROUNDING * singular_values[0]:
-            self.plateau = gap[0]
-            self._plateaus[gap[0]] = float(gap[1] / singular_values[gap[0] - 1])
+        now = float(singular_values[place])
+        is_open = _ROUNDING * singular_values[0] < now < _GAP * singular_values[place - 1]
+        is_resting = gap is not None and gap[0] == place and now > _CLOSING * below and change < _RESTING_STEP * now
+        is_crowded = gap is None and n_directions >= max(self.cap, place + _CROWD)
+        if is_open and (is_resting or is_crowded):
+            self.plateau, self._plateaus[place] = place, now / float(singular_values[place - 1])
+            self.is_stuck = self.is_stuck or is_crowded
 
     def _look_for_noise(
         self, singular_values: np.ndarray, gap: tuple[int, float] | None, change: float, n_directions: int
@@ -221,10 +250,13 @@ class Continuation:
         is_quiet = self._n_held >= (1 if is_clear else _HELD_SPAN) and change <= _QUIET_STEP * self.smoothing
         if self.is_noisy or not is_quiet or n_directions < self.cap:
             return
-        is_last = not self._plateaus or self.cap in self._plateaus or is_clear
-        is_last = is_last or singular_values[self.cap] < _CANDIDATE_GAP * singular_values[self.cap - 1]
-        self.is_noisy = self.cap == self._trusted_cap and bool(is_last)
+        has_gap = singular_values[self.cap] < _LESS_STEEP * singular_values[self.cap - 1]
+        is_last = not self._plateaus or self.cap in self._plateaus or is_clear or has_gap
+        is_trusted = self.cap == self._trusted_cap or (is_clear and self.cap == self._likely_cap)
+        self.is_noisy = is_trusted and bool(is_last)
         self.is_stuck = not self.is_noisy
+        if self.is_stuck and self._n_attempts > 1 and has_gap:
+            self._quiet_caps.append(self.cap)
 
     def _gap_below(self, singular_values: np.ndarray) -> tuple[int, float] | None:
         """Return j and σ_{j+1} at the narrowest ratio σ_{j+1} / σ_j below ε and the plateaus, if it is a gap."""
@@ -256,15 +288,23 @@ class Continuation:
         self.is_stuck = self.is_stuck or is_crowded or self._n_laboured > _LABOURED_SPAN
 
     def _candidate_caps(self) -> list[int]:
-        """Return the largest ranks after which the singular values once fell steeply, the largest first.
+        """Return ranks to try, the likely ones first: where the singular values once fell steeply, the largest first.
 
-        Directions come up one by one, so that every smaller rank has had its gap on the way.
+        Directions come up one by one, so that every smaller rank has had its gap on the way. Few are all tried, but
+        none below the deepest place of a gap.
         """
-        for gap in (_NOISE_GAP, _CANDIDATE_GAP):
-            places = np.flatnonzero(self._narrowest[: self.cap - 1] < gap) + 1
-            if places.size:
-                break
-        return [int(place) for place in places[::-1][:_MOST_CANDIDATES]]
+        ratios = self._narrowest[: self.cap - 1]
+        steepness = np.digitize(ratios, (_STEEP, _LESS_STEEP))
+        order = np.lexsort((-np.arange(ratios.size), steepness))
+        if ratios.size > _MOST_CANDIDATES:
+            order = order[steepness[order] < 2]
+        else:
+            order = order[order + 1 <= (self._deepest_gap() or ratios.size)]
+        return [int(place) + 1 for place in order[:_MOST_CANDIDATES]] or [self.cap]
+
+    def _deepest_gap(self) -> int:
+        """Return the largest rank below the first cap that ever showed as a gap, 0 if none did."""
+        return int(max(np.flatnonzero(self._narrowest[: self._first_cap - 1] < _GAP) + 1, default=0))
 
 
 def _ratios(singular_values: np.ndarray) -> np.ndarray:
