@@ -242,7 +242,10 @@ def _work(name: str, pipe: Connection) -> None:
     pipe.send(None)
     with threadpool_limits(1):
         while True:
-            matrix, rank, budget, limit = pipe.recv()
+            try:
+                matrix, rank, budget, limit = pipe.recv()
+            except (EOFError, KeyboardInterrupt):
+                return  # whoever asks has gone
             try:
                 np.random.seed(0)  # noqa: NPY002  (the packages draw from it)
                 start = time.perf_counter()
