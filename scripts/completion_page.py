@@ -39,8 +39,9 @@ def render(results: dict[str, Any], drawn: list[str]) -> str:
     packages = ", ".join(f"{name} {number}" for name, number in about["rivals"].items()) or "none installed"
     parts = [
         "# Benchmarks of the two-sided method\n",
-        f"`python scripts/bench_completion.py --write` makes this page. Measured on {about['machine']}; rivals: "
-        f"{packages}. One thread, compiled code warm, ours and rivals in turn in the same run. Errors are relative "
+        "`python scripts/bench_completion.py --write` makes this page, in one run or, with `--save`, from parts. "
+        f"Measured on {about['machine']}; rivals: "
+        f"{packages}. One thread, compiled code warm, ours and rivals in turn in the same process. Errors are relative "
         "Frobenius errors over the whole matrix, against the truth; under noise, against the least-squares fit in "
         "the tangent space at the truth (the oracle).\n",
         "Problems: Haar factors, singular values evenly spaced in the logarithm from κ to 1, entries uniform among "
@@ -118,8 +119,10 @@ def _rivals(cases: dict[str, Any], about: dict[str, Any]) -> str:
         for name in present:
             line.append(_versus(case, case["rivals"].get(name, [])))
         rows.append(line)
+    n_seeds = max((len(runs) for case in cases.values() for runs in case["rivals"].values()), default=0)
     text = (
-        "Where a rival reached the error asked for: its time over ours on the same problem (median), how often it "
+        f"The rivals get {'the first seed' if n_seeds == 1 else f'the first {n_seeds} seeds'} of each problem. "
+        "Where one reached the error asked for: its time over ours on the same problem (median), how often it "
         "did, and its median error. Otherwise the best error of all its runs, and the time of the longest. None is "
         f"given more than {about['rival_limit']:g} s a run, and one is given up earlier only when its error is above "
         "200 % and has "
