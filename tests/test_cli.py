@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import subprocess
 import sys
@@ -227,6 +228,36 @@ def test_complete_that_does_not_converge_writes_and_exits_3(ratings, tmp_path):
     assert outcome.exit_code == 3
     assert "Not converged" in outcome.stderr and "not converged: 2 iterations" in outcome.stdout
     assert read_result(tmp_path / "r.h5").stop_reason == "max_iter"
+
+
+def test_a_run_that_stalls_writes_says_what_to_do_and_exits_3(ratings, tmp_path, monkeypatch):
+    complete = fastrfm.complete
+
+    def stalls(*arguments, **options):
+        return dataclasses.replace(complete(*arguments, **options), stop_reason="stalled")
+
+    monkeypatch.setattr("fastrfm.solvers.completion.complete", stalls)
+    outcome = run("complete", ratings, "-o", tmp_path / "r.h5", "--rank", "2")
+    assert outcome.exit_code == 3, outcome.output
+    assert "Not converged: give the right --rank" in outcome.stderr and "no matrix of the rank" in outcome.stdout
+    assert read_result(tmp_path / "r.h5").stop_reason == "stalled"
+    outcome = run("evaluate", ratings, "--repeats", 1, "--rank", "2")
+    assert outcome.exit_code == 3 and "1 of 1 splits: give the right --rank" in outcome.stderr
+
+
+def test_complete_goes_on_from_an_earlier_result(ratings, result_file, tmp_path):
+    options = ("--method", "two-sided", "--rank", "2", "--tol", "1e-8")
+    for name, start in (("cold.h5", ()), ("warm.h5", ("--start", result_file))):
+        outcome = run("complete", ratings, "-o", tmp_path / name, *options, *start)
+        assert outcome.exit_code == 0, outcome.output
+    cold, warm = read_result(tmp_path / "cold.h5"), read_result(tmp_path / "warm.h5")
+    assert warm.n_iter < cold.n_iter
+    np.testing.assert_allclose(warm.to_dense(), cold.to_dense(), atol=1e-7)
+    assert_fails(run("complete", ratings, "-o", tmp_path / "r.h5", "--start", tmp_path / "none.h5"), "no such file")
+    assert_fails(
+        run("complete", ratings, "-o", tmp_path / "r.h5", "--method", "dense", "--start", result_file), "two-sided"
+    )
+    assert not (tmp_path / "r.h5").exists()
 
 
 @pytest.mark.parametrize(

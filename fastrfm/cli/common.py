@@ -105,7 +105,12 @@ def solver_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def complete_with_progress(
-    observations: Observations, options: CompletionOptions, *, label: str, quiet: bool
+    observations: Observations,
+    options: CompletionOptions,
+    *,
+    label: str,
+    quiet: bool,
+    start: CompletionResult | None = None,
 ) -> CompletionResult:
     """Complete, with a progress bar on standard error if that is a terminal and `quiet` is false."""
     from fastrfm.solvers.completion import complete
@@ -129,7 +134,7 @@ def complete_with_progress(
 
     with warnings.catch_warnings(), bar:
         warnings.simplefilter("ignore", NotConvergedWarning)  # the report and the exit code say so
-        return complete(observations, **asdict(options), callback=show)
+        return complete(observations, **asdict(options), callback=show, start=start)
 
 
 def stop_in_words(result: CompletionResult) -> str:
@@ -138,9 +143,19 @@ def stop_in_words(result: CompletionResult) -> str:
     reasons = {
         "converged": f"converged: the estimated distance to the limit is below tol = {tol:g}",
         "max_iter": f"not converged: {max_iter} iterations (max-iter) came before tol = {tol:g}",
+        "stalled": "not converged: no matrix of the rank looked for was found through the observations",
         "callback": "stopped on request",
     }
     return reasons.get(result.stop_reason, result.stop_reason)
+
+
+def what_to_do(stop_reason: str) -> str:
+    """Return what a run that did not converge wants; nothing if it did."""
+    wants = {
+        "max_iter": "raise --max-iter or --tol",
+        "stalled": "give the right --rank, a --ridge if the data are noisy, or a one-sided --method",
+    }
+    return wants.get(stop_reason, "")
 
 
 def options_in_words(result: CompletionResult) -> str:

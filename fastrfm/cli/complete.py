@@ -17,6 +17,7 @@ from fastrfm.cli.common import (
     share_in_words,
     solver_options,
     stop_in_words,
+    what_to_do,
 )
 from fastrfm.options import CompletionOptions
 
@@ -37,19 +38,31 @@ if TYPE_CHECKING:
     metavar="SHARE",
     help="Leave out this share of the entries, at random, and report the error on them.",
 )
+@click.option(
+    "--start",
+    type=click.Path(path_type=Path),
+    metavar="EARLIER.h5",
+    help="Go on from this result of the same shape: after new entries, or with another ridge. Two-sided only.",
+)
 @click.option("--force", is_flag=True, help="Replace RESULT.h5 if it exists.")
 @click.option("--quiet", is_flag=True, help="No progress bar and no report.")
 def command(
-    file: Path, output: Path, options: CompletionOptions, holdout: float | None, force: bool, quiet: bool
+    file: Path,
+    output: Path,
+    options: CompletionOptions,
+    holdout: float | None,
+    start: Path | None,
+    force: bool,
+    quiet: bool,
 ) -> None:
     """Complete a matrix and write the result as HDF5.
 
     FILE is HDF5 or anything that convert reads. With --holdout the result is that of the entries that were kept.
-    Exit code 3 says that the iterations ran out before the tolerance was met; the result is written all the same.
+    Exit code 3 says that the run ended before the tolerance was met; the result is written all the same.
     """
     from fastrfm.atomic import check_output
     from fastrfm.readers import read_observations
-    from fastrfm.store import write_result
+    from fastrfm.store import read_result, write_result
 
     check_output(output, force=force, source=file)
     observations = read_observations(file)
@@ -57,7 +70,8 @@ def command(
     fitted, held_out = observations, None
     if holdout is not None:
         fitted, held_out = observations.split(holdout, random_state=options.random_state)
-    result = complete_with_progress(fitted, options, label="Completing", quiet=quiet)
+    earlier = None if start is None else read_result(start)
+    result = complete_with_progress(fitted, options, label="Completing", quiet=quiet, start=earlier)
     write_result(output, result, force=force)
     if not quiet:
         lines = [
@@ -69,8 +83,9 @@ def command(
             ("result", f"{output}{'' if held_out is None else ', fitted without the held-out entries'}"),
         ]
         echo_report(lines)
-    if result.stop_reason == "max_iter":
-        click.echo("Not converged: raise --max-iter or --tol", err=True)
+    advice = what_to_do(result.stop_reason)
+    if advice:
+        click.echo(f"Not converged: {advice}", err=True)
         click.get_current_context().exit(EXIT_NOT_CONVERGED)
 
 

@@ -19,6 +19,7 @@ from fastrfm.cli.common import (
     shape_in_words,
     share_in_words,
     solver_options,
+    what_to_do,
 )
 from fastrfm.options import CompletionOptions
 
@@ -87,9 +88,9 @@ def command(
         ]
     )
     _echo_table(rows)
-    n_unfinished = sum(row["stopped"] == "max_iter" for row in rows)
-    if n_unfinished:
-        click.echo(f"Not converged in {n_unfinished} of {repeats} splits: raise --max-iter or --tol", err=True)
+    advice = [what for what in (what_to_do(str(row["stopped"])) for row in rows) if what]
+    if advice:
+        click.echo(f"Not converged in {len(advice)} of {repeats} splits: {'; '.join(sorted(set(advice)))}", err=True)
         click.get_current_context().exit(EXIT_NOT_CONVERGED)
 
 
