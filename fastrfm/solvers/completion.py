@@ -149,9 +149,10 @@ def _trouble(monitor: Monitor, options: CompletionOptions) -> str:
             f"(tol = {options.effective_tol:.1e}): raise max_iter or tol"
         )
     if monitor.stop_reason == "stalled":
+        wanted = "low rank" if options.rank is None else f"rank {options.rank}"
         return (
-            f"two-sided iteration found no matrix of rank {options.rank or 'any size looked for'} through the "
-            "observations: give the right rank, a ridge if the data are noisy, or use a one-sided method"
+            f"two-sided iteration found no matrix of {wanted} through the observations: give the right rank, a ridge "
+            "if the data are noisy, or use a one-sided method"
         )
     return ""
 
