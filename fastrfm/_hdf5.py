@@ -19,6 +19,7 @@ from fastrfm.errors import FileFormatError, InputError, MissingFileError
 
 TEXT = h5py.string_dtype("utf-8")
 _IMAGE_STEP = 1 << 24  # bytes by which a file in memory grows
+_SPARE = 1 << 22  # bytes for HDF5's own structures beside large datasets
 
 
 @contextlib.contextmanager
@@ -56,6 +57,32 @@ def writing_hdf5(path: PathLike, force: bool) -> Iterator[h5py.File]:
             file.flush()
             image = file.id.get_file_image()
         aside.write_bytes(image)
+
+
+@contextlib.contextmanager
+def writing_large_hdf5(path: PathLike, force: bool, n_bytes: int) -> Iterator[h5py.File]:
+    """Yield an HDF5 file on disk, to be filled piece by piece; see ``atomic.writing`` for what happens at its end.
+
+    Room for `n_bytes` of datasets (and some for HDF5's own structures) is taken first, so that a full disk is met
+    there, where it is a clean error, and not inside HDF5. Store large datasets contiguous, or chunked without filters;
+    count the chunks at the edges whole.
+
+    Raises
+    ------
+    OutputExistsError, WriteError
+        As :func:`fastrfm.atomic.writing`.
+    """
+    with writing(path, force) as aside:
+        # Opened for writing afresh, HDF5 would give the room back: so it gets a whole, empty file to add to.
+        with h5py.File(aside, "w", driver="core", backing_store=False, libver="v110") as file:
+            file.flush()
+            image = file.id.get_file_image()
+        with open(aside, "r+b") as raw:
+            raw.write(image)
+            raw.flush()
+            os.posix_fallocate(raw.fileno(), 0, len(image) + n_bytes + n_bytes // 50 + _SPARE)
+        with h5py.File(aside, "r+", libver="v110") as file:
+            yield file
 
 
 def _open(path: PathLike) -> h5py.File:
