@@ -32,8 +32,8 @@ class CompletionOptions:
         "dense" is exact one-sided lin-RFM with an n x n feature Gram on the smaller side; "factored" keeps the
         feature Gram as low-rank plus identity, and needs an agop_power of at least 1/4; "two-sided" reweights rows and
         columns, needs an agop_power of at most 1/2, and recovers exact low-rank matrices from fewest entries and
-        fastest. "auto" takes "two-sided" where a rank is given and no ridge, else "dense" where the smaller side is
-        short and no rank is given and for powers below 1/4, else "factored".
+        fastest. "auto" tries "two-sided" where there is no ridge (see ``solvers.choice``), else takes "dense" where
+        the smaller side is short and no rank is given and for powers below 1/4, else "factored".
     rank : int or None
         Largest rank of the answer: its leading directions are kept. None lets the data decide.
     agop_power : float

@@ -15,9 +15,8 @@ from problems import Problem, haar, low_rank_problem, observe, random_mask
 from fastrfm.agop import feature_gram
 from fastrfm.errors import InputError, NotConvergedWarning
 from fastrfm.observations import Observations
-from fastrfm.options import CompletionOptions
 from fastrfm.results import CompletionResult
-from fastrfm.solvers.completion import AUTO_DENSE_SIDE, choose_method, complete
+from fastrfm.solvers.completion import complete
 from fastrfm.solvers.dense import dense_step, estimate_slabs
 from fastrfm.solvers.factored import (
     FeatureFactors,
@@ -494,18 +493,6 @@ def test_whole_numpy_numbers_are_taken(method):
         observations, rank=np.int64(2), method=method, max_iter=np.int32(500), random_state=np.uint8(3), n_threads=1
     )
     assert result.rank == 1
-
-
-def test_auto_takes_dense_only_for_a_short_side_without_a_rank():
-    short = Observations.from_coo([0], [0], [1.0], (AUTO_DENSE_SIDE, 10_000))
-    long = Observations.from_coo([0], [0], [1.0], (AUTO_DENSE_SIDE + 1, 10_000))
-    assert choose_method(short, CompletionOptions()) == "dense"
-    assert choose_method(short, CompletionOptions(rank=3, ridge=1.0)) == "factored"
-    assert choose_method(short, CompletionOptions(rank=3)) == "two-sided"
-    assert choose_method(short, CompletionOptions(rank=3, agop_power=1.0)) == "factored"
-    assert choose_method(short, CompletionOptions(rank=3, smoothing="geometric")) == "factored"
-    assert choose_method(long, CompletionOptions()) == "factored"
-    assert choose_method(long, CompletionOptions(method="dense")) == "dense"
 
 
 @METHODS

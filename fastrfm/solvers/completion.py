@@ -6,6 +6,7 @@ and brings its answer into canonical form. The iterations themselves live in ``d
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -18,16 +19,24 @@ from fastrfm.errors import InputError, NotConvergedWarning
 from fastrfm.factors import canonical_factors
 from fastrfm.kernels.residual import masked_residual
 from fastrfm.observations import Observations
-from fastrfm.options import FACTORED_POWER, TWO_SIDED_POWER, CompletionOptions
+from fastrfm.options import CompletionOptions
 from fastrfm.results import CompletionResult, Offsets
+from fastrfm.solvers.choice import (
+    choose_method,
+    counting_on,
+    is_answer,
+    joined,
+    noise_limit,
+    one_sided,
+    options_of_rest,
+    options_of_try,
+)
 from fastrfm.solvers.dense import solve_dense
 from fastrfm.solvers.factored import solve_factored
 from fastrfm.solvers.monitor import Iteration, Monitor
 from fastrfm.solvers.offsets import fit_offsets
 from fastrfm.solvers.two_sided import solve_two_sided
 
-# "auto" takes the dense form up to this length of the smaller side, where an iteration is cheap at any rank.
-AUTO_DENSE_SIDE = 600
 _LARGEST_DECADES = 100.0
 
 
@@ -118,14 +127,20 @@ def complete(
         centred = observations if fitted is None else _centred(observations, fitted)
         chosen = choose_method(centred, options, is_warm=start is not None)
         factors = None if start is None else _start_factors(start, observations.shape, chosen)
-        left, right, monitor = _solve(centred, chosen, options, callback, factors)
-        if monitor.stop_reason == "stalled" and options.method == "auto":
-            chosen = _one_sided(centred, options)  # not of the rank given: one-sided still has a useful answer
-            left, right, monitor = _solve(centred, chosen, options, callback, None)
+        is_tried = options.method == "auto" and chosen == "two-sided" and start is None
+        first, noise = (options_of_try(options), noise_limit(options)) if is_tried else (options, math.inf)
+        left, right, monitor = _solve(centred, chosen, first, callback, factors, noise)
+        histories = [monitor.history()]
+        if is_tried and not is_answer(monitor, options) and monitor.n_iter < options.max_iter:
+            chosen = one_sided(centred, options)
+            rest = options_of_rest(options, monitor)
+            left, right, monitor = _solve(centred, chosen, rest, counting_on(callback, monitor))
+            histories.append(monitor.history())
         trouble = _trouble(monitor, options)
         if trouble:
             warnings.warn(trouble, NotConvergedWarning, stacklevel=2)
-        return _result(observations, centred, fitted, left, right, monitor, {**options.as_dict(), "method": chosen})
+        used = {**options.as_dict(), "method": chosen}
+        return _result(observations, centred, fitted, left, right, monitor.stop_reason, joined(histories), used)
 
 
 def _check_size(observations: Observations, agop_power: float) -> None:
@@ -157,29 +172,11 @@ def _trouble(monitor: Monitor, options: CompletionOptions) -> str:
     return ""
 
 
-def choose_method(observations: Observations, options: CompletionOptions, *, is_warm: bool = False) -> str:
-    """Return what ``method="auto"`` stands for on these observations.
-
-    Two-sided where a rank is given for exact data (no ridge) and where the run goes on from an earlier one. Without a
-    rank the data may have none, and the one-sided methods still give a useful answer then; with a ridge, two-sided has
-    the same limits but no advantage in time that was worth the more delicate choice.
-    """
-    if options.method != "auto":
-        return options.method
-    is_exact = options.rank is not None and options.ridge == 0.0 and options.smoothing == "auto"
-    if options.agop_power <= TWO_SIDED_POWER and (is_exact or is_warm):
-        return "two-sided"
-    return _one_sided(observations, options)
-
-
-def _one_sided(observations: Observations, options: CompletionOptions) -> str:
-    is_short = options.rank is None and min(observations.shape) <= AUTO_DENSE_SIDE
-    return "dense" if is_short or options.agop_power < FACTORED_POWER else "factored"
-
-
 def _start_factors(start: CompletionResult, shape: tuple[int, int], method: str) -> tuple[np.ndarray, np.ndarray]:
     if method != "two-sided":
         raise InputError(f'start goes with method="two-sided" and an agop_power of at most 1/2, got method {method!r}')
+    if not isinstance(start, CompletionResult):
+        raise InputError(f"start must be a CompletionResult, got {type(start).__name__}")
     if start.shape != shape:
         raise InputError(f"start must be a completion of a {shape[0]} x {shape[1]} matrix, got {start.shape}")
     k = start.rank  # further columns hold the means of empty rows and columns
@@ -196,7 +193,8 @@ def _solve(
     method: str,
     options: CompletionOptions,
     callback: Callable[[Iteration], Any] | None,
-    start: tuple[np.ndarray, np.ndarray] | None,
+    start: tuple[np.ndarray, np.ndarray] | None = None,
+    noise_limit: float = math.inf,
 ) -> tuple[np.ndarray, np.ndarray, Monitor]:
     """Run a solver on the longer side's rows and return left and right factors of the estimate as it was given."""
     # The reweighted side is the smaller one: less memory, and fewer iterations than the other way round.
@@ -205,9 +203,8 @@ def _solve(
     if method == "dense":
         left, right, monitor = solve_dense(work, options, callback)
     elif method == "two-sided":
-        left, right, monitor = solve_two_sided(
-            work, options, callback, start[::-1] if start is not None and is_wide else start
-        )
+        turned = start[::-1] if start is not None and is_wide else start
+        left, right, monitor = solve_two_sided(work, options, callback, turned, noise_limit)
     else:
         left, right, monitor = solve_factored(work, options, callback)
     if is_wide:
@@ -221,7 +218,8 @@ def _result(
     offsets: Offsets | None,
     left: np.ndarray,
     right: np.ndarray,
-    monitor: Monitor,
+    stop_reason: str,
+    history: dict[str, np.ndarray],
     options: dict[str, Any],
 ) -> CompletionResult:
     left, right, singular_values = canonical_factors(left, right)
@@ -236,8 +234,8 @@ def _result(
         offsets=offsets,
         rank=rank,
         singular_values=singular_values,
-        history=monitor.history(),
-        stop_reason=monitor.stop_reason,
+        history=history,
+        stop_reason=stop_reason,
         masked_rmse=_masked_rmse(centred, left, right),
         n_observed=observations.n_observed,
         n_empty_rows=int(np.count_nonzero(observations.row_counts == 0)),

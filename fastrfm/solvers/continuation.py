@@ -27,6 +27,7 @@ with α as asked.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,8 +103,17 @@ class Continuation:
         The attempt should be given up.
     """
 
-    def __init__(self, options: CompletionOptions, data_norm: float, cap: int, is_full: bool) -> None:
+    def __init__(
+        self,
+        options: CompletionOptions,
+        data_norm: float,
+        cap: int,
+        is_full: bool,
+        noise_limit: float = math.inf,
+    ) -> None:
         self._options = options
+        self._noise_limit = noise_limit * data_norm  # more noise than this ends all attempts
+        self._is_given_up = False
         self._is_exact = options.smoothing == "auto" and options.ridge == 0.0
         self._is_free = not is_full and (options.rank is None or options.rank > cap)  # the rank is to be found
         first = SEARCH if self._is_free else ATTEMPTS[0]
@@ -155,7 +165,7 @@ class Continuation:
             self._trusted_cap = self._likely_cap if is_likely else quiet[0]
             self._queue.insert(0, (self._trusted_cap, ATTEMPTS[0]))
             self._quiet_caps = []
-        return bool(self._queue)
+        return bool(self._queue) and not self._is_given_up
 
     @property
     def next_cap(self) -> int:
@@ -254,7 +264,8 @@ class Continuation:
         is_last = not self._plateaus or self.cap in self._plateaus or is_clear or has_gap
         is_trusted = self.cap == self._trusted_cap or (is_clear and self.cap == self._likely_cap)
         self.is_noisy = is_trusted and bool(is_last)
-        self.is_stuck = not self.is_noisy
+        self._is_given_up = self.is_noisy and self.smoothing > self._noise_limit
+        self.is_stuck = not self.is_noisy or self._is_given_up
         if self.is_stuck and self._n_attempts > 1 and has_gap:
             self._quiet_caps.append(self.cap)
 

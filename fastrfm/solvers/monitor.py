@@ -129,6 +129,15 @@ class Monitor:
         return bool(self.stop_reason)
 
     @property
+    def n_iter(self) -> int:
+        return len(self._records)
+
+    @property
+    def seconds(self) -> float:
+        """Time from the start to the last iteration."""
+        return self._records[-1].seconds if self._records else 0.0
+
+    @property
     def has_converged(self) -> bool:
         return self.stop_reason == "converged"
 

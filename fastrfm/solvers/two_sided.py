@@ -17,6 +17,7 @@ steps on low-rank + sparse, started from the last ones; XᵀX is never formed. H
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -208,6 +209,7 @@ def solve_two_sided(
     options: CompletionOptions,
     callback: Callable[[Iteration], Any] | None = None,
     start: tuple[np.ndarray, np.ndarray] | None = None,
+    noise_limit: float = math.inf,
 ) -> tuple[np.ndarray, np.ndarray, Monitor]:
     """Complete a matrix.
 
@@ -219,18 +221,20 @@ def solve_two_sided(
     callback : callable, optional
     start : (n_rows, k) and (n_cols, k) float64, optional
         Factors of an estimate to go on from.
+    noise_limit : float
+        Noise, as a share of the norm of the data, at which the run is given up as stalled.
 
     Returns
     -------
     left, right : (n_rows, k) and (n_cols, k) float64
         The leading directions of the estimate, cut to `options.rank` and to those above ε and the tolerance.
     monitor : Monitor
-        ``stop_reason`` is "stalled" if every attempt of ``continuation`` was given up.
+        ``stop_reason`` is "stalled" if every attempt of ``continuation`` was given up, or the data are too noisy.
     """
     data_norm = observations.norm
     monitor = Monitor(options, data_norm, callback, is_fast=options.ridge == 0.0)
     cap = rank_cap(observations, options.rank, options.ridge)
-    path = Continuation(options, data_norm, cap, is_full=cap == min(observations.shape))
+    path = Continuation(options, data_norm, cap, cap == min(observations.shape), noise_limit)
     nothing = np.zeros((observations.n_rows, 0)), np.zeros((observations.n_cols, 0))
     first = start_estimate(observations, Layout.of(observations), *(nothing if start is None else start))
     best, least = None, np.inf

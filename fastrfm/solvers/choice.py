@@ -1,0 +1,92 @@
+"""What ``method="auto"`` stands for: which method runs first, whether its answer is kept, and what follows.
+
+A two-sided run that is not kept leaves the rest of ``max_iter`` to a one-sided one; to the caller both are one run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from fastrfm.observations import Observations
+from fastrfm.options import FACTORED_POWER, TWO_SIDED_POWER, CompletionOptions
+from fastrfm.solvers.monitor import Iteration, Monitor
+
+# "auto" takes the dense form up to this length of the smaller side, where an iteration is cheap at any rank.
+AUTO_DENSE_SIDE = 600
+_SHARE_OF_TRY = 4  # of max_iter, its most for trying two-sided where no rank is given
+_ROUNDING = 1e-6  # noise, of the norm of the data, that passes for none: float32 rounds to 1e-7
+
+
+def choose_method(observations: Observations, options: CompletionOptions, *, is_warm: bool = False) -> str:
+    """Return what ``method="auto"`` stands for on these observations.
+
+    Two-sided without a ridge, and where the run goes on from an earlier one; a one-sided method follows where it fails
+    (see ``is_answer``). Below an agop_power of 1/4 the limits are not of low rank, and two-sided iteration does not
+    settle. With a ridge the one-sided methods hold their own (README, "What is exact").
+    """
+    if options.method != "auto":
+        return options.method
+    is_exact = options.ridge == 0.0 and options.smoothing == "auto" and options.agop_power >= FACTORED_POWER
+    if options.agop_power <= TWO_SIDED_POWER and (is_exact or is_warm):
+        return "two-sided"
+    return one_sided(observations, options)
+
+
+def one_sided(observations: Observations, options: CompletionOptions) -> str:
+    """Return the one-sided method that "auto" takes: dense for a short side without a rank, factored otherwise."""
+    is_short = options.rank is None and min(observations.shape) <= AUTO_DENSE_SIDE
+    return "dense" if is_short or options.agop_power < FACTORED_POWER else "factored"
+
+
+def options_of_try(options: CompletionOptions) -> CompletionOptions:
+    """Return the options of a two-sided run that a one-sided one may follow: without a rank, some of max_iter."""
+    if options.rank is not None:
+        return options
+    return replace(options, max_iter=max(options.max_iter // _SHARE_OF_TRY, 1))
+
+
+def options_of_rest(options: CompletionOptions, earlier: Monitor) -> CompletionOptions:
+    """Return the options of the run that follows: what is left of max_iter."""
+    return replace(options, max_iter=options.max_iter - earlier.n_iter)
+
+
+def noise_limit(options: CompletionOptions) -> float:
+    """Return the noise, of the norm of the data, at which the two-sided run that "auto" tries is given up.
+
+    Without a rank, data that have no gap in their spectrum look like noise around a matrix of very small rank, and
+    one-sided methods do far better there. With a rank noise is welcome: two-sided iteration handles it best.
+    """
+    return _ROUNDING if options.rank is None else math.inf
+
+
+def is_answer(monitor: Monitor, options: CompletionOptions) -> bool:
+    """Return whether "auto" keeps what two-sided iteration found: unless it stalled or, without a rank, ran out."""
+    kept = ("converged", "callback") if options.rank is None else ("converged", "callback", "max_iter")
+    return monitor.stop_reason in kept
+
+
+def counting_on(callback: Callable[[Iteration], Any] | None, earlier: Monitor) -> Callable[[Iteration], Any] | None:
+    """Return a callback whose iterations and seconds count on from those of an earlier run."""
+    if callback is None:
+        return None
+    n_before, seconds_before = earlier.n_iter, earlier.seconds
+
+    def count_on(seen: Iteration) -> Any:
+        return callback(replace(seen, iteration=seen.iteration + n_before, seconds=seen.seconds + seconds_before))
+
+    return count_on
+
+
+def joined(histories: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Return the histories of runs one after the other as one, with seconds since the start of the first."""
+    whole = {name: np.concatenate([history[name] for history in histories]) for name in histories[0]}
+    start = 0.0
+    for seconds in np.split(whole["seconds"], np.cumsum([len(history["seconds"]) for history in histories])[:-1]):
+        seconds += start  # a view: written into the whole
+        start = seconds[-1] if seconds.size else start
+    return whole
