@@ -143,7 +143,22 @@ def get_dataset(parent: h5py.Group, name: str, shape: tuple[int | None, ...], ki
     if found.dtype.kind not in kinds:
         wanted = "whole numbers" if "f" not in kinds else "real numbers"
         raise FileFormatError(f"dataset {where} must hold {wanted}, got dtype {found.dtype}")
+    _load_filters(found)
     return found
+
+
+def _load_filters(dataset: h5py.Dataset) -> None:
+    """Load the package with further compression filters (blosc, zstd, ...) if the dataset needs it."""
+    created = dataset.id.get_create_plist()
+    for code, _, _, label in (created.get_filter(k) for k in range(created.get_nfilters())):
+        if not h5py.h5z.filter_avail(code):
+            with contextlib.suppress(ImportError):
+                import hdf5plugin  # noqa: F401  (registers its filters)
+        if not h5py.h5z.filter_avail(code):
+            raise FileFormatError(
+                f"dataset {dataset.name} is compressed by {label.decode(errors='replace') or code}, which is not "
+                "installed: pip install 'fastrfm[filters]'"
+            )
 
 
 def read_names(parent: h5py.Group, name: str, size: int) -> np.ndarray | None:

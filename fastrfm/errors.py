@@ -48,3 +48,7 @@ class NotConvergedWarning(UserWarning):
 
 class RankWarning(UserWarning):
     """More directions would have counted than the method follows; the result is cut at that many."""
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint could not be written; the run goes on, and the checkpoint before is untouched."""

@@ -1,83 +1,30 @@
-"""The observed entries of a matrix, in memory, and the row blocks that every solver walks over.
+"""The observed entries of a matrix, in memory.
 
-Flow: arrays -> ``Observations`` -> ``RowBlock`` -> kernels. Rows are compressed (CSR): ``indptr`` int64,
+Flow: arrays -> ``Observations`` -> row blocks (``blocks``) -> kernels. Rows are compressed (CSR): ``indptr`` int64,
 ``indices`` int32 (int64 beyond 2**31 columns), ``values`` float32 or float64; within a row columns ascend and are
 unique. A stored zero is an observation. Not here: files (``store``, ``readers``) and anything that computes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastrfm import blocks
 from fastrfm._checks import check_names, check_range, check_shape, describe_duplicates, float_array, index_array
 from fastrfm._interrupt import check
+from fastrfm.blocks import Compressed, RowBlock, RowBlocks, TileBlock, swap_axes
 from fastrfm.errors import InputError
-from fastrfm.kernels.tasks import balanced_bounds
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix, spmatrix
 
-# A block's pass takes well under a second on one core, so Ctrl-C and progress are prompt; larger gains nothing.
-BLOCK_ENTRIES = 4_000_000
-
-
-@dataclass(frozen=True)
-class Compressed:
-    """Entries grouped along one axis (rows or columns) of a block.
-
-    Attributes
-    ----------
-    indptr : (n_groups + 1,) int64
-        Group g owns entries ``indptr[g]:indptr[g + 1]``.
-    indices : (n_entries,) int32 or int64
-        Position along the other axis, ascending within a group.
-    values : (n_entries,) float32 or float64
-        Observed values, in the data's own unit.
-    """
-
-    indptr: np.ndarray
-    indices: np.ndarray
-    values: np.ndarray
-
-    @cached_property
-    def bounds(self) -> np.ndarray:
-        """Group bounds that share the entries evenly among kernel tasks (see ``kernels.tasks``)."""
-        return balanced_bounds(np.diff(self.indptr) + 4)
-
-
-@dataclass(frozen=True)
-class RowBlock:
-    """Rows ``start:stop`` of a matrix: what a solver's step works on at a time.
-
-    ``by_row`` groups the entries by row (local row numbers, global column numbers), ``by_column`` the same entries
-    by column (global column numbers, local row numbers, ascending); the latter is made when first asked for.
-    """
-
-    start: int
-    stop: int
-    n_cols: int
-    by_row: Compressed
-
-    @property
-    def n_rows(self) -> int:
-        return self.stop - self.start
-
-    def entry_rows(self) -> np.ndarray:
-        """Return the row of the whole matrix that each entry of ``by_row`` lies in, (n_entries,) int64."""
-        return np.repeat(np.arange(self.start, self.stop), np.diff(self.by_row.indptr))
-
-    @cached_property
-    def by_column(self) -> Compressed:
-        return _swap_axes(self.by_row, self.n_cols)
-
 
 @dataclass(frozen=True, eq=False)
-class Observations:
+class Observations(RowBlocks):
     """The observed entries of an (n_rows, n_cols) matrix, held in memory.
 
     Make one with :meth:`from_dense`, :meth:`from_coo`, :meth:`from_scipy` or :meth:`from_csr`: they check
@@ -265,36 +212,9 @@ class Observations:
     # --- looking ----------------------------------------------------------------------------------------------
 
     @property
-    def n_rows(self) -> int:
-        return self.shape[0]
-
-    @property
-    def n_cols(self) -> int:
-        return self.shape[1]
-
-    @property
-    def n_observed(self) -> int:
-        return int(self.values.size)
-
-    @cached_property
-    def norm(self) -> float:
-        """Root of the sum of squares of the values."""
-        return float(np.linalg.norm(self.values.astype(np.float64, copy=False)))
-
-    @property
     def dtype(self) -> np.dtype:
         """float32 or float64: how values are stored. All arithmetic on them is float64."""
         return self.values.dtype
-
-    @cached_property
-    def row_counts(self) -> np.ndarray:
-        """(n_rows,) int64: observed entries of each row."""
-        return np.diff(self.indptr)
-
-    @cached_property
-    def col_counts(self) -> np.ndarray:
-        """(n_cols,) int64: observed entries of each column."""
-        return np.bincount(self.indices, minlength=self.n_cols)
 
     def to_coo(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return rows (int64), cols and values, each (n_observed,), in row order."""
@@ -303,28 +223,16 @@ class Observations:
     # --- walking ----------------------------------------------------------------------------------------------
 
     def row_blocks(self, align: int = 1) -> Iterator[RowBlock]:
-        """Hand out the rows in order, in blocks of about ``BLOCK_ENTRIES`` entries.
-
-        Parameters
-        ----------
-        align : int
-            Every block but the last holds a multiple of `align` rows, so that sums which a solver takes over
-            `align` rows at a time do not depend on where blocks end.
-        """
         if align not in self._blocks:
-            self._blocks[align] = [self._block(start, stop) for start, stop in self._spans(align)]
+            spans = self._spans(align, blocks.BLOCK_ENTRIES)
+            self._blocks[align] = [self._block(start, stop) for start, stop in spans]
         for block in self._blocks[align]:
             check()  # Ctrl-C
             yield block
 
-    def _spans(self, align: int) -> Iterator[tuple[int, int]]:
-        start = 0
-        while start < self.n_rows:
-            stop = int(np.searchsorted(self.indptr, self.indptr[start] + BLOCK_ENTRIES, side="right")) - 1
-            stop = start + max((stop - start) // align, 1) * align
-            stop = min(stop, self.n_rows)
-            yield start, stop
-            start = stop
+    def tile_blocks(self, tiles: np.ndarray) -> Iterator[TileBlock]:
+        check()
+        yield TileBlock(slice(0, self.n_rows), 0, tiles, self.indptr, self.indices, self.values)
 
     def _block(self, start: int, stop: int) -> RowBlock:
         first, last = self.indptr[start], self.indptr[stop]
@@ -335,10 +243,14 @@ class Observations:
 
     def transposed(self) -> Observations:
         """Return the same entries with rows and columns swapped."""
-        swapped = _swap_axes(Compressed(self.indptr, self.indices, self.values), self.n_cols)
+        swapped = swap_axes(Compressed(self.indptr, self.indices, self.values), self.n_cols)
         return Observations(
             (self.n_cols, self.n_rows), swapped.indptr, swapped.indices, swapped.values, self.col_names, self.row_names
         )
+
+    def shifted(self, offsets_at: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Observations:
+        rows, cols, values = self.to_coo()
+        return self.with_values(values - offsets_at(rows, cols))
 
     def with_values(self, values: np.ndarray) -> Observations:
         """Return the same positions with other values, (n_observed,) in row order."""
@@ -387,13 +299,3 @@ class Observations:
         keep = np.ones(self.n_observed, dtype=bool)
         keep[np.random.RandomState(random_state).permutation(self.n_observed)[:n_held]] = False
         return self.select(keep), self.select(~keep)
-
-
-def _swap_axes(groups: Compressed, n_other: int) -> Compressed:
-    import scipy.sparse
-
-    n_groups = groups.indptr.size - 1
-    matrix = scipy.sparse.csr_matrix((groups.values, groups.indices, groups.indptr), shape=(n_groups, n_other))
-    swapped = matrix.tocsc()  # a counting sort: groups come out ascending
-    indices = swapped.indices.astype(groups.indices.dtype, copy=False)
-    return Compressed(swapped.indptr.astype(np.int64), indices, swapped.data)

@@ -8,6 +8,7 @@ datasets with NaN are read too. Every write is all or nothing (``atomic``). Not 
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
 from typing import Any
 
 import h5py
@@ -23,11 +24,16 @@ from fastrfm._hdf5 import (
     set_attribute,
     write_names,
     writing_hdf5,
+    writing_large_hdf5,
 )
+from fastrfm._memory import default_memory
 from fastrfm.atomic import PathLike
+from fastrfm.blocks import RowBlocks
 from fastrfm.errors import FileFormatError, InputError
 from fastrfm.observations import Observations
 from fastrfm.results import CompletionResult, Offsets
+from fastrfm.stored import StoredObservations
+from fastrfm.stored_files import IN_MEMORY_FACTOR, open_stored, stored_bytes
 
 FORMAT_VERSION = 1
 _RESERVED = ("format", "format_version", "encoding-type", "encoding-version")
@@ -45,19 +51,22 @@ _SCALARS: dict[str, type | tuple[type, ...]] = {
 # --- observations -------------------------------------------------------------------------------------------------
 
 
-def open_observations(path: PathLike) -> Observations:
-    """Return the observations that an HDF5 file holds.
+def open_observations(path: PathLike, *, memory: int | None = None) -> Observations | StoredObservations:
+    """Return the observations that an HDF5 file holds, read into memory or, if they are too large, left in the file.
 
     Parameters
     ----------
     path : str or path
         A file of fastrfm's, of anndata's (.h5ad: X, with the names of obs and var), or with a 2-D dataset of numbers
         in which NaN is missing: /observations, or the only 2-D dataset at the root.
+    memory : int, optional
+        Bytes that the observations and work on them may take; by default a quarter of what is free. Beyond it the
+        solvers read row blocks from the file, pass after pass, to the same bits; factors come on top.
 
     Returns
     -------
-    Observations
-        In memory and checked; float32 values stay float32, all others become float64.
+    Observations or StoredObservations
+        Checked; float32 values stay float32, all others become float64.
 
     Raises
     ------
@@ -69,19 +78,24 @@ def open_observations(path: PathLike) -> Observations:
     InputError
         If the numbers are unusable: positions out of range or given twice, stored NaN, infinities, no observation.
     """
+    budget = default_memory() if memory is None else memory
     with reading(path) as file:
-        return _read_observations(file, _kind(file))
+        matrix, shape, names = _locate(file, _kind(file))
+        if IN_MEMORY_FACTOR * stored_bytes(matrix) <= budget:
+            return _read_matrix(matrix, shape, names)
+        return open_stored(path, matrix.name, shape, names, budget)
 
 
 def write_observations(
-    path: PathLike, observations: Observations, *, force: bool = False, attributes: dict[str, Any] | None = None
+    path: PathLike, observations: RowBlocks, *, force: bool = False, attributes: dict[str, Any] | None = None
 ) -> None:
     """Write observations and names to an HDF5 file that fastrfm and anndata read.
 
     Parameters
     ----------
     path : str or path
-    observations : Observations
+    observations : Observations or StoredObservations
+        The latter are copied block by block.
     force : bool
         Whether an existing file may be replaced.
     attributes : dict of None, bool, int, float or str, optional
@@ -97,7 +111,7 @@ def write_observations(
     for name in attributes or {}:
         if name in _RESERVED:
             raise InputError(f"attribute name {name} is reserved: choose another")
-    with writing_hdf5(path, force) as file:
+    with _writing(path, force, observations) as file:
         _mark(file)
         for name, value in (attributes or {}).items():
             set_attribute(file, name, value)
@@ -106,10 +120,22 @@ def write_observations(
         group.attrs["encoding-version"] = "0.1.0"
         group.attrs["shape"] = np.array(observations.shape, dtype=np.int64)
         # Contiguous: no chunks, no compression. Rows are read in long runs, which nothing beats.
-        group.create_dataset("data", data=observations.values)
-        group.create_dataset("indices", data=observations.indices)
+        size, index_dtype = (observations.n_observed,), np.int32 if max(observations.shape) < 2**31 else np.int64
+        data = group.create_dataset("data", size, observations.dtype)
+        indices = group.create_dataset("indices", size, index_dtype)
         group.create_dataset("indptr", data=observations.indptr)
+        for block in observations.row_blocks():
+            first, last = observations.indptr[block.start], observations.indptr[block.stop]
+            data[first:last], indices[first:last] = block.by_row.values, block.by_row.indices
         write_names(file, observations.row_names, observations.col_names)
+
+
+def _writing(path: PathLike, force: bool, observations: RowBlocks) -> AbstractContextManager[h5py.File]:
+    if isinstance(observations, Observations):
+        return writing_hdf5(path, force)
+    names = [name for side in (observations.row_names, observations.col_names) if side is not None for name in side]
+    n_bytes = 16 * observations.n_observed + observations.indptr.nbytes + sum(32 + 4 * len(name) for name in names)
+    return writing_large_hdf5(path, force, n_bytes)
 
 
 def _mark(file: h5py.File) -> None:
@@ -138,20 +164,28 @@ def _kind(file: h5py.File) -> str:
     return "dense"
 
 
-def _read_observations(file: h5py.File, kind: str) -> Observations:
+_Located = tuple[h5py.Group | h5py.Dataset, tuple[int, int], tuple[Any, Any]]
+
+
+def _locate(file: h5py.File, kind: str) -> _Located:
+    """Return the group or dataset with the observations, their shape, and the names of rows and columns."""
     if kind == "result":
         raise FileFormatError("holds a result and no observations: give the file that was completed")
     if kind == "anndata":
-        return _read_anndata(file)
+        return _locate_anndata(file)
     if kind == "observations":
-        group = get_group(file, "observations")
-        shape = _shape(group)
-        names = read_names(file, "row_names", shape[0]), read_names(file, "col_names", shape[1])
-        return _read_compressed(group, shape, names)
-    name = "observations" if "observations" in file else _only_matrix(file)
-    dataset = get_dataset(file, name, (None, None))
-    names = read_names(file, "row_names", dataset.shape[0]), read_names(file, "col_names", dataset.shape[1])
-    return Observations.from_dense(dataset[...], row_names=names[0], col_names=names[1])
+        matrix: h5py.Group | h5py.Dataset = get_group(file, "observations")
+        shape = _shape(matrix)
+    else:
+        matrix = get_dataset(file, "observations" if "observations" in file else _only_matrix(file), (None, None))
+        shape = matrix.shape
+    return matrix, shape, (read_names(file, "row_names", shape[0]), read_names(file, "col_names", shape[1]))
+
+
+def _read_matrix(matrix: h5py.Group | h5py.Dataset, shape: tuple[int, int], names: tuple[Any, Any]) -> Observations:
+    if isinstance(matrix, h5py.Group):
+        return _read_compressed(matrix, shape, names)
+    return Observations.from_dense(matrix[...], row_names=names[0], col_names=names[1])
 
 
 def _only_matrix(file: h5py.File) -> str:
@@ -166,15 +200,12 @@ def _only_matrix(file: h5py.File) -> str:
     return str(matrices[0])
 
 
-def _read_anndata(file: h5py.File) -> Observations:
+def _locate_anndata(file: h5py.File) -> _Located:
     if "X" not in file:
         raise FileFormatError("is an anndata file without X: only X is read")
     matrix = file["X"]
     shape = _shape(matrix) if isinstance(matrix, h5py.Group) else get_dataset(file, "X", (None, None)).shape
-    names = tuple(_anndata_names(file, axis, size) for axis, size in zip(("obs", "var"), shape, strict=True))
-    if isinstance(matrix, h5py.Group):
-        return _read_compressed(matrix, shape, names)
-    return Observations.from_dense(matrix[...], row_names=names[0], col_names=names[1])
+    return matrix, shape, (_anndata_names(file, "obs", shape[0]), _anndata_names(file, "var", shape[1]))
 
 
 def _anndata_names(file: h5py.File, axis: str, size: int) -> np.ndarray | None:
@@ -312,7 +343,8 @@ def describe(path: PathLike) -> dict[str, Any]:
     """
     with reading(path) as file:
         kind, attributes = _kind(file), get_attributes(file, leave_out=_RESERVED)
-        found = _read_result(file, kind) if kind == "result" else _read_observations(file, kind)
+        result = _read_result(file, kind) if kind == "result" else None
+    found = open_observations(path) if result is None else result
     about = _about_result(found) if isinstance(found, CompletionResult) else _about_observations(found)
     return {
         "kind": kind,
@@ -327,11 +359,11 @@ def describe(path: PathLike) -> dict[str, Any]:
     }
 
 
-def _about_observations(observations: Observations) -> dict[str, Any]:
+def _about_observations(observations: RowBlocks) -> dict[str, Any]:
     return {
         "dtype": str(observations.dtype),
-        "min_value": float(observations.values.min()),
-        "max_value": float(observations.values.max()),
+        "min_value": observations.value_range[0],
+        "max_value": observations.value_range[1],
         "n_empty_rows": int(np.count_nonzero(observations.row_counts == 0)),
         "n_empty_cols": int(np.count_nonzero(observations.col_counts == 0)),
     }

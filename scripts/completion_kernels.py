@@ -87,8 +87,8 @@ def _sweep(observations: Observations, k: int) -> tuple[Any, Any]:
     def sweep(n_threads: int) -> None:
         with thread_limit(n_threads):
             eliminated_sweep(
-                layout.tiles, n_parts, *entries, nothing[0], left, basis, coefficients, factors, penalty, *nothing[1:],
-                out,
+                layout.tiles, 0, n_parts, *entries, nothing[0], left, basis, coefficients, factors, penalty,
+                *nothing[1:], out,
             )  # fmt: skip
 
     return sweep, out.tobytes

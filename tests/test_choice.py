@@ -97,9 +97,9 @@ def test_what_is_kept_of_a_try(rank, kept):
 
 
 def test_a_stalled_try_with_a_rank_is_followed_by_factored(monkeypatch):
-    def stalled(work, options, callback=None, start=None, noise_limit=0.0):
+    def stalled(work, options, callback, start, noise_limit, checkpoint):
         assert noise_limit == np.inf  # with a rank noise is no reason to give up
-        left, right, monitor = solve_two_sided(work, options, callback, start, noise_limit)
+        left, right, monitor = solve_two_sided(work, options, callback, start, noise_limit, checkpoint)
         monitor.stop_reason = "stalled"
         return left, right, monitor
 

@@ -61,7 +61,7 @@ def test_a_handler_of_the_program_and_other_threads_are_left_alone():
 
 @pytest.mark.parametrize("method", ["dense", "factored"])
 def test_a_completion_stops_between_row_blocks(monkeypatch, method):
-    monkeypatch.setattr("fastrfm.observations.BLOCK_ENTRIES", 10)
+    monkeypatch.setattr("fastrfm.blocks.BLOCK_ENTRIES", 10)
     observations = Observations.from_dense(np.outer(np.arange(1.0, 30.0), np.arange(1.0, 9.0)))
     seen = []
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import low_rank_problem, observe
 
-from fastrfm import observations as module
+from fastrfm import blocks as module
 from fastrfm.errors import NotConvergedWarning
 from fastrfm.observations import Observations
 from fastrfm.results import CompletionResult

@@ -7,7 +7,7 @@ import pytest
 import reference
 from problems import observe, random_mask
 
-from fastrfm import observations as module
+from fastrfm import blocks as module
 from fastrfm.observations import Observations
 from fastrfm.results import Offsets
 from fastrfm.solvers.completion import complete

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from samples import SHAPES, assert_canonical, make_dense, to_dense, triples
 
-from fastrfm import observations as module
+from fastrfm import blocks as module
 from fastrfm.errors import InputError
 from fastrfm.observations import Observations
 from fastrfm.store import open_observations

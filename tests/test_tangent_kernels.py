@@ -18,16 +18,18 @@ from fastrfm._lanes import padded, padded_width
 from fastrfm._numba import available_threads, thread_limit
 from fastrfm.kernels import tangent
 from fastrfm.kernels.tangent import (
+    add_column_grams,
     combine_parts,
     conjugate_gradients,
     eliminated_sweep,
     factor_columns,
     factor_rows,
     factor_size,
-    gradient,
+    finish_gradient,
     multiply_residual,
     multiply_residual_transposed,
     project_columns,
+    start_conjugate_gradients,
 )
 
 DTYPES = pytest.mark.parametrize(
@@ -161,7 +163,9 @@ def test_factors_equal_naive(counts, k, value_type, index_type):
     for split in SPLITS.values():
         rows, columns = np.full((n_rows, size), np.nan), np.full((n_cols, size), np.nan)
         factor_rows(split(n_rows), *system.pattern, system.basis, system.penalty, rows)
-        factor_columns(split(n_cols), *system.pattern, system.left, system.penalty, columns)
+        columns[...] = 0.0
+        add_column_grams(split(n_cols), *system.pattern, system.left, columns)
+        factor_columns(split(n_cols), system.penalty, columns)
         for found, twin in ((rows, of_rows), (columns, of_columns)):
             np.testing.assert_allclose(found, twin, atol=1e-12)
             np.testing.assert_array_equal(found[:, beyond], 0.0)
@@ -172,7 +176,9 @@ def test_a_stripe_writes_its_own_columns_alone():
     system = random_system(COUNTS[-1], 2)
     stripes, own, others = np.array([2, 4, 5]), np.arange(2, 5), np.array([0, 1, 5, 6, 7, 8])
     factors = np.full((N_COLS, factor_size(4)), 7.0)
-    factor_columns(stripes, *system.pattern, system.left, system.penalty, factors)
+    factors[own] = 0.0
+    add_column_grams(stripes, *system.pattern, system.left, factors)
+    factor_columns(stripes, system.penalty, factors)
     combined, dots = np.full((N_COLS, 4), 7.0), np.full(2, np.nan)
     parts, core = np.zeros((1, N_COLS, 4)), np.zeros((4, 4))
     combine_parts(stripes, parts, 1.0, system.basis, system.coefficients, core, system.penalty, combined, dots)
@@ -383,7 +389,7 @@ def sweep(
     rows = np.full((n_rows if keeps else 0, width), np.nan)
     misfit, parts = np.full(len(rows), np.nan), np.full((n_parts, n_cols, width), np.nan)
     eliminated_sweep(
-        tiles, n_parts, *system.pattern, values, system.left, system.basis, system.coefficients, factors,
+        tiles, 0, n_parts, *system.pattern, values, system.left, system.basis, system.coefficients, factors,
         system.penalty, rows, misfit, parts,
     )  # fmt: skip
     return real_part(rows, system.k), misfit, real_part(parts, system.k)
@@ -445,10 +451,10 @@ def test_a_part_writes_its_own_part_alone(n_parts):
         found, swept = np.full((n_parts + 2, N_COLS, width), 7.0), np.full((n_parts + 2, N_COLS, 4), 7.0)
         out_rows, misfit = np.full((n_rows, 4), np.nan), np.full(n_rows, np.nan)
         arguments = system.coefficients, system.basis
-        multiply_residual_transposed(tiles, n_parts, *system.entries, left, rows, *arguments, given, found)
+        multiply_residual_transposed(tiles, 0, n_parts, *system.entries, left, rows, *arguments, given, found)
         eliminated_sweep(
-            tiles, n_parts, *system.entries, left, system.basis, system.coefficients, factors, system.penalty, out_rows,
-            misfit, swept,
+            tiles, 0, n_parts, *system.entries, left, system.basis, system.coefficients, factors, system.penalty,
+            out_rows, misfit, swept,
         )  # fmt: skip
         np.testing.assert_allclose(found[part], residual[own].T @ directions[own], atol=1e-12)
         np.testing.assert_allclose(swept[part], best_residual[own].T @ system.left[own], atol=1e-12)
@@ -507,7 +513,7 @@ def test_residual_products_equal_naive(counts, k, width, value_type, index_type)
         multiply_residual(tiles, *arguments, vectors, out)
         np.testing.assert_allclose(real_part(out, width), residual @ vectors[:, :width], atol=1e-12)
         back = np.full((n_parts, N_COLS, padded_width(width)), np.nan)
-        multiply_residual_transposed(tiles, n_parts, *arguments, directions, back)
+        multiply_residual_transposed(tiles, 0, n_parts, *arguments, directions, back)
         for part, found in enumerate(real_part(back, width)):
             own = rows_of_part(tiles, part, n_parts)
             np.testing.assert_allclose(found, residual[own].T @ directions[own, :width], atol=1e-12)
@@ -518,7 +524,7 @@ def test_residual_products_equal_naive(counts, k, width, value_type, index_type)
 
 @dataclass
 class Solved:
-    """What ``gradient`` and ``conjugate_gradients`` wrote, without the columns that fill up lanes."""
+    """What the sweep, ``finish_gradient`` and ``conjugate_gradients`` wrote, without the columns that fill up lanes."""
 
     rows: np.ndarray
     misfit: np.ndarray
@@ -543,18 +549,22 @@ def solve(
     row_factors, column_factors = system.row_factors(), system.column_factors()
     parts, right_hand_side = np.full((n_parts, n_cols, width), np.nan), np.full((n_cols, width), np.nan)
     rows, misfit = np.full((n_rows, width), np.nan), np.full(n_rows, np.nan)
-    gradient(
-        *split, system.entries[2], system.left, system.basis, system.coefficients, row_factors, system.penalty,
-        system.hidden, parts, rows, misfit, right_hand_side,
+    eliminated_sweep(
+        tiles, 0, n_parts, *system.entries, system.left, system.basis, system.coefficients, row_factors,
+        system.penalty, rows, misfit, parts,
     )  # fmt: skip
+    finish_gradient(stripes, parts, system.basis, system.coefficients, system.penalty, system.hidden, right_hand_side)
     residual = right_hand_side.copy()
     solution, direction, preconditioned, image = (np.full((n_cols, width), np.nan) for _ in range(4))
     state = np.array([0.0, 0.0, tolerance, np.nan, np.nan])
+    vectors, n_stripes = (solution, residual, direction, preconditioned, image), stripes.size - 1
+    room = np.full((n_stripes, width, width), np.nan), np.full((width, width), np.nan), np.full(n_stripes, np.nan)
+    start_conjugate_gradients(stripes, column_factors, state, *vectors)
     for allowance in allowances:
         state[1] = allowance
         conjugate_gradients(
             *split, system.left, system.basis, row_factors, column_factors, system.penalty, system.hidden, parts, state,
-            solution, residual, direction, preconditioned, image,
+            *vectors, *room,
         )  # fmt: skip
     for workspace in (parts, residual, direction, preconditioned, image):
         real_part(workspace, system.k)
@@ -655,11 +665,13 @@ def test_one_thread_and_all_give_the_same_bits(value_type):
             solved = solve(system, n_parts=8, row_split="each", column_split="each", allowances=(25,))
             row_factors, column_factors = np.empty((300, factor_size(8))), np.empty((60, factor_size(8)))
             factor_rows(np.arange(301), *system.pattern, system.basis, system.penalty, row_factors)
-            factor_columns(np.arange(61), *system.pattern, system.left, system.penalty, column_factors)
+            column_factors[...] = 0.0
+            add_column_grams(np.arange(61), *system.pattern, system.left, column_factors)
+            factor_columns(np.arange(61), system.penalty, column_factors)
             forth, back = np.empty((300, 8)), np.empty((8, 60, 8))
             arguments = *system.entries, system.left, rows, system.coefficients, system.basis
             multiply_residual(np.arange(301), *arguments, vectors, forth)
-            multiply_residual_transposed(np.arange(301), 8, *arguments, directions, back)
+            multiply_residual_transposed(np.arange(301), 0, 8, *arguments, directions, back)
         found.append([*vars(solved).values(), row_factors, column_factors, forth, back])
     for other in found[1:]:
         for array, wanted in zip(other, found[0], strict=True):

@@ -20,7 +20,7 @@ from fastrfm.options import DEVICES, EXACT_TOL, METHODS, NOISY_TOL, SMOOTHING_RU
 if TYPE_CHECKING:
     from click._termui_impl import ProgressBar
 
-    from fastrfm.observations import Observations
+    from fastrfm.blocks import RowBlocks
     from fastrfm.results import CompletionResult
     from fastrfm.solvers.monitor import Iteration
 
@@ -39,6 +39,28 @@ class RuleOrNumber(click.ParamType[str | float]):
         except ValueError:
             return str(value)
 
+
+class Memory(click.ParamType[int]):
+    """An amount of memory such as 512M, in bytes."""
+
+    name = "memory"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        from fastrfm._memory import parse_memory
+
+        try:
+            return parse_memory(str(value))
+        except InputError as error:
+            self.fail(str(error), param, ctx)
+
+
+memory_option = click.option(
+    "--memory",
+    type=Memory(),
+    metavar="SIZE",
+    help="Memory for observations of an HDF5 file, such as 512M; larger files are read in blocks. "
+    "[default: a quarter of what is free]",
+)
 
 _SOLVER_OPTIONS = (
     click.option("--method", type=click.Choice(METHODS), default=_DEFAULT.method, show_default=True, help="Algorithm."),
@@ -105,14 +127,17 @@ def solver_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def complete_with_progress(
-    observations: Observations,
+    observations: RowBlocks,
     options: CompletionOptions,
     *,
     label: str,
     quiet: bool,
-    start: CompletionResult | None = None,
+    **more: Any,
 ) -> CompletionResult:
-    """Complete, with a progress bar on standard error if that is a terminal and `quiet` is false."""
+    """Complete, with a progress bar on standard error if that is a terminal and `quiet` is false.
+
+    `more` goes to ``complete``: what is no option of ``CompletionOptions``.
+    """
     from fastrfm.solvers.completion import complete
 
     meta = click.get_current_context().meta
@@ -134,7 +159,7 @@ def complete_with_progress(
 
     with warnings.catch_warnings(), bar:
         warnings.simplefilter("ignore", NotConvergedWarning)  # the report and the exit code say so
-        return complete(observations, **asdict(options), callback=show, start=start)
+        return complete(observations, **asdict(options), callback=show, **more)
 
 
 def stop_in_words(result: CompletionResult) -> str:

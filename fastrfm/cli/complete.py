@@ -12,6 +12,7 @@ from fastrfm.cli.common import (
     complete_with_progress,
     count,
     echo_report,
+    memory_option,
     options_in_words,
     shape_in_words,
     share_in_words,
@@ -22,6 +23,7 @@ from fastrfm.cli.common import (
 from fastrfm.options import CompletionOptions
 
 if TYPE_CHECKING:
+    from fastrfm.blocks import RowBlocks
     from fastrfm.observations import Observations
     from fastrfm.results import CompletionResult
 
@@ -44,6 +46,17 @@ if TYPE_CHECKING:
     metavar="EARLIER.h5",
     help="Go on from this result of the same shape: after new entries, or with another ridge. Two-sided only.",
 )
+@memory_option
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Keep the state of the run in this file, whole at any moment; removed when RESULT.h5 is written.",
+)
+@click.option(
+    "--every", type=click.IntRange(min=1), default=10, show_default=True, metavar="N", help="Iterations between states."
+)
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint, if it is there, of the same run.")
 @click.option("--force", is_flag=True, help="Replace RESULT.h5 if it exists.")
 @click.option("--quiet", is_flag=True, help="No progress bar and no report.")
 def command(
@@ -52,27 +65,39 @@ def command(
     options: CompletionOptions,
     holdout: float | None,
     start: Path | None,
+    memory: int | None,
+    checkpoint: Path | None,
+    every: int,
+    resume: bool,
     force: bool,
     quiet: bool,
 ) -> None:
     """Complete a matrix and write the result as HDF5.
 
     FILE is HDF5 or anything that convert reads. With --holdout the result is that of the entries that were kept.
-    Exit code 3 says that the run ended before the tolerance was met; the result is written all the same.
+    Exit code 3 says that the run ended before the tolerance was met; the result is written all the same. A run with
+    --checkpoint that was killed is repeated with --resume, and ends with the same bits.
     """
     from fastrfm.atomic import check_output
     from fastrfm.readers import read_observations
     from fastrfm.store import read_result, write_result
 
+    if resume and checkpoint is None:
+        raise click.UsageError("--resume needs --checkpoint: name the file that the earlier run kept its state in")
     check_output(output, force=force, source=file)
-    observations = read_observations(file)
+    if checkpoint is not None:
+        check_output(checkpoint, force=True, source=file)
+    observations = read_observations(file, memory=memory)
     options.check_shape(observations.shape)
     fitted, held_out = observations, None
     if holdout is not None:
         fitted, held_out = observations.split(holdout, random_state=options.random_state)
     earlier = None if start is None else read_result(start)
-    result = complete_with_progress(fitted, options, label="Completing", quiet=quiet, start=earlier)
+    kept = {"checkpoint": checkpoint, "every": every, "resume": resume}
+    result = complete_with_progress(fitted, options, label="Completing", quiet=quiet, start=earlier, **kept)
     write_result(output, result, force=force)
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
     if not quiet:
         lines = [
             ("file", f"{file}, {shape_in_words(observations.shape)}"),
@@ -102,7 +127,7 @@ def _fit_lines(result: CompletionResult) -> list[tuple[str, Any]]:
     ]
 
 
-def _held_out_lines(fitted: Observations, held_out: Observations, result: CompletionResult) -> list[tuple[str, Any]]:
+def _held_out_lines(fitted: RowBlocks, held_out: Observations, result: CompletionResult) -> list[tuple[str, Any]]:
     from fastrfm.metrics import rmse
     from fastrfm.solvers.offsets import fit_offsets
 

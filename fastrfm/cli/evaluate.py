@@ -15,6 +15,7 @@ from fastrfm.cli.common import (
     complete_with_progress,
     count,
     echo_report,
+    memory_option,
     options_in_words,
     shape_in_words,
     share_in_words,
@@ -24,6 +25,7 @@ from fastrfm.cli.common import (
 from fastrfm.options import CompletionOptions
 
 if TYPE_CHECKING:
+    from fastrfm.blocks import RowBlocks
     from fastrfm.observations import Observations
     from fastrfm.results import CompletionResult
 
@@ -48,6 +50,7 @@ Row = dict[str, float | int | str]
 )
 @click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Number of random splits.")
 @click.option("--csv", "table_file", type=click.Path(path_type=Path), metavar="OUT.csv", help="Also write the table.")
+@memory_option
 @click.option("--force", is_flag=True, help="Replace OUT.csv if it exists.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def command(
@@ -56,6 +59,7 @@ def command(
     holdout: float,
     repeats: int,
     table_file: Path | None,
+    memory: int | None,
     force: bool,
     quiet: bool,
 ) -> None:
@@ -69,7 +73,7 @@ def command(
 
     if table_file is not None:
         check_output(table_file, force=force, source=file)
-    observations = read_observations(file)
+    observations = read_observations(file, memory=memory)
     options.check_shape(observations.shape)
     rows: list[Row] = []
     all_seeded = [replace(options, random_state=options.random_state + split) for split in range(repeats)]
@@ -94,7 +98,7 @@ def command(
         click.get_current_context().exit(EXIT_NOT_CONVERGED)
 
 
-def _errors(kept: Observations, held_out: Observations, result: CompletionResult) -> Row:
+def _errors(kept: RowBlocks, held_out: Observations, result: CompletionResult) -> Row:
     from fastrfm.metrics import mae, rmse
     from fastrfm.solvers.offsets import fit_offsets
 

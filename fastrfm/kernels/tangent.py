@@ -235,8 +235,8 @@ def _first_at_least(indices, start, stop, column):
 
 
 @parallel_kernel
-def factor_columns(stripes, indptr, indices, left, penalty, out):
-    """Write the inverse Cholesky factors of C_j = Σ_i u_i u_iᵀ + diag(penalty) over the observed rows i of column j.
+def add_column_grams(stripes, indptr, indices, left, out):
+    """Add Σ_i u_i u_iᵀ over the observed rows i of each column to its lower triangle.
 
     Parameters
     ----------
@@ -246,29 +246,47 @@ def factor_columns(stripes, indptr, indices, left, penalty, out):
         The entries by row, columns ascending within each.
     left : (n_rows, k) float64
         U.
-    penalty : (k,) float64
-    out : (n_cols, factor_size(k)) float64, written; a task owns its columns
+    out : (n_cols, factor_size(k)) float64, added to; a task owns its columns
     """
     for stripe in prange(stripes.size - 1):
-        pivotal = np.empty(penalty.size)
         first, last = stripes[stripe], stripes[stripe + 1]
-        for j in range(first, last):
-            for c in range(out.shape[1]):
-                out[j, c] = 0.0
         for i in range(indptr.size - 1):
             stop = indptr[i + 1]
             t = _first_at_least(indices, indptr[i], stop, first)
             while t < stop and indices[t] < last:
                 _add_outer(out[indices[t]], left, i)
                 t += 1
-        for j in range(first, last):
-            _invert_factor(out[j], penalty, pivotal)
+
+
+@parallel_kernel
+def factor_columns(stripes, penalty, grams):
+    """Replace the lower triangles of C_j, less its penalty, by the inverse Cholesky factors of C_j.
+
+    Parameters
+    ----------
+    stripes : (n_stripes + 1,) int64
+        Columns of each task.
+    penalty : (k,) float64
+        Added to the diagonals.
+    grams : (n_cols, factor_size(k)) float64, replaced; a task owns its columns
+        From :func:`add_column_grams`.
+    """
+    for stripe in prange(stripes.size - 1):
+        pivotal = np.empty(penalty.size)
+        for j in range(stripes[stripe], stripes[stripe + 1]):
+            _invert_factor(grams[j], penalty, pivotal)
 
 
 @inner
-def _longest_row(tiles, part, n_parts, indptr):
+def _first_of_part(part, n_parts, first_tile):
+    """Return the part's first tile among those that begin with number `first_tile`, counted from there."""
+    return (part + n_parts - first_tile % n_parts) % n_parts
+
+
+@inner
+def _longest_row(tiles, first, n_parts, indptr):
     longest = 0
-    for tile in range(part, tiles.size - 1, n_parts):
+    for tile in range(first, tiles.size - 1, n_parts):
         for i in range(tiles[tile], tiles[tile + 1]):
             longest = max(longest, indptr[i + 1] - indptr[i])
     return longest
@@ -277,6 +295,7 @@ def _longest_row(tiles, part, n_parts, indptr):
 @parallel_kernel
 def eliminated_sweep(
     tiles,
+    first_tile,
     n_parts,
     indptr,
     indices,
@@ -290,14 +309,16 @@ def eliminated_sweep(
     out_misfit,
     out_parts,
 ):
-    """Eliminate B and write the gradient's data part in A, row by row.
+    """Eliminate B and add up the gradient's data part in A, row by row.
 
     For row i: ``z = y − u_i·a_j``, ``b_i = M_i⁻¹ Σ z v_j``, ``r = z − b_i·v_j``, ``out_j += r u_i``.
 
     Parameters
     ----------
     tiles : (n_tiles + 1,) int64
-        Rows of each tile; part p owns tiles p, p + n_parts, ...
+        Rows of each tile; part p owns tiles p, p + n_parts, ... of the whole matrix.
+    first_tile : int
+        The first one's number in the whole matrix. The rows may come in several calls, in order; 0 begins anew.
     n_parts : int
     indptr, indices
         The entries by row.
@@ -313,19 +334,19 @@ def eliminated_sweep(
         B.
     out_misfit : (n_rows,) or (0,) float64, written unless empty
         Sum of r² over each row.
-    out_parts : (n_parts, n_cols, k) float64, written; a task owns its part
+    out_parts : (n_parts, n_cols, k) float64, written, or added to from the second call on; a task owns its part
     """
     k = left.shape[1]
     has_values, keeps, has_factors = values.size > 0, out_misfit.size > 0, factors.shape[0] > 0
     for part in prange(n_parts):
-        target = out_parts[part]
-        for j in range(target.shape[0]):
+        target, first = out_parts[part], _first_of_part(part, n_parts, first_tile)
+        for j in range(target.shape[0] if first_tile == 0 else 0):
             for a in range(k):
                 target[j, a] = 0.0
-        residual = np.empty(_longest_row(tiles, part, n_parts, indptr))
+        residual = np.empty(_longest_row(tiles, first, n_parts, indptr))
         direction, row, half = np.empty(k), np.empty(k), np.empty(k)
         packed = np.empty((1, _start_of(k)))
-        for tile in range(part, tiles.size - 1, n_parts):
+        for tile in range(first, tiles.size - 1, n_parts):
             for i in range(tiles[tile], tiles[tile + 1]):
                 start = indptr[i]
                 n = indptr[i + 1] - start
@@ -458,55 +479,93 @@ def _core(projections, hidden, out):
 
 
 @inner
-def gradient(
-    tiles,
-    n_parts,
-    stripes,
-    indptr,
-    indices,
-    values,
-    left,
-    basis,
-    coefficients,
-    row_factors,
-    penalty,
-    hidden,
-    parts,
-    out_rows,
-    out_misfit,
-    out,
-):
-    """Write B, the misfits and minus the gradient in A: what :func:`conjugate_gradients` takes as right-hand side.
+def _combine(stripes, parts, sign, basis, coefficients, penalty, hidden, projections, core, out, dots):
+    """Make a sweep's parts a gradient: ``sign · Σ parts + penalty ∘ (A − V diag(hidden) VᵀA)``; return ⟨out, A⟩."""
+    project_columns(stripes, basis, coefficients, projections)
+    _core(projections, hidden, core)
+    combine_parts(stripes, parts, sign, basis, coefficients, core, penalty, out, dots)
+    return _in_order(dots)
+
+
+@inner
+def finish_gradient(stripes, parts, basis, coefficients, penalty, hidden, out):
+    """Write minus the gradient in A, from the parts of a sweep over all rows: what conjugate gradients start from.
 
     Parameters
     ----------
-    hidden : (k,) float64
-        Share of each row of VᵀA that the penalty does not see, 1 − (ε/σ)^(2α).
+    stripes : (n_stripes + 1,) int64
     parts : (n_parts, n_cols, k) float64
-        Workspace.
-    out_rows, out_misfit : (n_rows, k) and (n_rows,) float64, written
+    basis, coefficients : (n_cols, k) float64
+        V and A.
+    penalty, hidden : (k,) float64
+        `hidden` is the share of each row of VᵀA that the penalty does not see, 1 − (ε/σ)^(2α).
     out : (n_cols, k) float64, written
     """
     n_stripes, k = stripes.size - 1, penalty.size
     projections, core, dots = np.empty((n_stripes, k, k)), np.empty((k, k)), np.empty(n_stripes)
-    eliminated_sweep(
-        tiles,
-        n_parts,
-        indptr,
-        indices,
-        values,
-        left,
-        basis,
-        coefficients,
-        row_factors,
-        penalty,
-        out_rows,
-        out_misfit,
-        parts,
-    )
-    project_columns(stripes, basis, coefficients, projections)
-    _core(projections, hidden, core)
-    combine_parts(stripes, parts, 1.0, basis, coefficients, core, -penalty, out, dots)
+    _combine(stripes, parts, 1.0, basis, coefficients, -penalty, hidden, projections, core, out, dots)
+
+
+@inner
+def start_conjugate_gradients(stripes, column_factors, state, solution, residual, direction, preconditioned, image):
+    """Set conjugate gradients on the Schur complement up from `residual`, the right-hand side.
+
+    Parameters
+    ----------
+    stripes : (n_stripes + 1,) int64
+    column_factors : (n_cols, factor_size(k)) float64
+        Of the blocks C_j, the preconditioner.
+    state : (5,) float64, updated
+        Steps done, steps allowed, relative tolerance, ⟨r, z⟩ now and at the start, r the residual and z = C⁻¹ r. The
+        tolerance is on sqrt(⟨r, z⟩), relative to the start.
+    solution, residual, direction, preconditioned, image : (n_cols, k) float64, updated
+    """
+    dots = np.empty(stripes.size - 1)
+    for j in range(solution.shape[0]):
+        for a in range(solution.shape[1]):
+            solution[j, a] = direction[j, a] = image[j, a] = 0.0
+    _advance(stripes, 0.0, direction, image, column_factors, solution, residual, preconditioned, dots)
+    state[3] = state[4] = _in_order(dots)
+    _turn(stripes, 0.0, preconditioned, direction)
+
+
+@inner
+def finish_step(
+    stripes,
+    basis,
+    column_factors,
+    penalty,
+    hidden,
+    parts,
+    state,
+    solution,
+    residual,
+    direction,
+    preconditioned,
+    image,
+    projections,
+    core,
+    dots,
+):
+    """Take a step of conjugate gradients, from the parts of a sweep over all rows; return whether another may follow.
+
+    Parameters
+    ----------
+    penalty, hidden : (k,) float64
+        As in :func:`finish_gradient`.
+    projections, core, dots : (n_stripes, k, k), (k, k) and (n_stripes,) float64
+        Workspaces.
+    """
+    curvature = _combine(stripes, parts, -1.0, basis, direction, penalty, hidden, projections, core, image, dots)
+    if not curvature > 0.0:
+        return False  # nothing but rounding left in this direction
+    step = state[3] / curvature
+    _advance(stripes, step, direction, image, column_factors, solution, residual, preconditioned, dots)
+    squared = _in_order(dots)
+    _turn(stripes, squared / state[3], preconditioned, direction)
+    state[3] = squared
+    state[0] += 1.0
+    return state[3] > state[2] * state[2] * state[4]
 
 
 @inner
@@ -529,34 +588,21 @@ def conjugate_gradients(
     direction,
     preconditioned,
     image,
+    projections,
+    core,
+    dots,
 ):
-    """Run conjugate gradients on the Schur complement until the tolerance or the step limit of this call.
+    """Take steps of conjugate gradients until the tolerance or the step limit, on observations that are in memory.
 
-    Parameters
-    ----------
-    state : (5,) float64, updated
-        Steps done, steps allowed, relative tolerance, ⟨r, z⟩ now and at the start. A call with a larger allowance goes
-        on where the last one stopped; zero steps done starts from `residual`, the right-hand side.
-    solution, residual, direction, preconditioned, image : (n_cols, k) float64, updated
-        `residual` holds the right-hand side at the start.
-
-    Notes
-    -----
-    Preconditioner: the k x k blocks C_j. Tolerance on sqrt(⟨r, C⁻¹ r⟩), relative to the start.
+    The sweeps of :func:`eliminated_sweep` and :func:`finish_step` in turn; small problems would spend more time
+    between the two than in them. Arguments as there.
     """
-    n_stripes, k = stripes.size - 1, penalty.size
-    projections, core, dots = np.empty((n_stripes, k, k)), np.empty((k, k)), np.empty(n_stripes)
-    no_values, no_rows, no_misfit = np.empty(0), np.empty((0, k)), np.empty(0)
-    if state[0] == 0.0:
-        for j in range(solution.shape[0]):
-            for a in range(k):
-                solution[j, a] = direction[j, a] = image[j, a] = 0.0
-        _advance(stripes, 0.0, direction, image, column_factors, solution, residual, preconditioned, dots)
-        state[3] = state[4] = _in_order(dots)
-        _turn(stripes, 0.0, preconditioned, direction)
-    while state[0] < state[1] and state[3] > state[2] * state[2] * state[4]:
+    no_values, no_rows, no_misfit = np.empty(0), np.empty((0, penalty.size)), np.empty(0)
+    goes_on = state[3] > state[2] * state[2] * state[4]
+    while goes_on and state[0] < state[1]:
         eliminated_sweep(
             tiles,
+            0,
             n_parts,
             indptr,
             indices,
@@ -570,19 +616,23 @@ def conjugate_gradients(
             no_misfit,
             parts,
         )
-        project_columns(stripes, basis, direction, projections)
-        _core(projections, hidden, core)
-        combine_parts(stripes, parts, -1.0, basis, direction, core, penalty, image, dots)
-        curvature = _in_order(dots)
-        if not curvature > 0.0:
-            break  # nothing but rounding left in this direction
-        _advance(
-            stripes, state[3] / curvature, direction, image, column_factors, solution, residual, preconditioned, dots
+        goes_on = finish_step(
+            stripes,
+            basis,
+            column_factors,
+            penalty,
+            hidden,
+            parts,
+            state,
+            solution,
+            residual,
+            direction,
+            preconditioned,
+            image,
+            projections,
+            core,
+            dots,
         )
-        squared = _in_order(dots)
-        _turn(stripes, squared / state[3], preconditioned, direction)
-        state[3] = squared
-        state[0] += 1.0
 
 
 @inner
@@ -634,28 +684,30 @@ def multiply_residual(tiles, indptr, indices, values, left, rows, coefficients, 
 
 @parallel_kernel
 def multiply_residual_transposed(
-    tiles, n_parts, indptr, indices, values, left, rows, coefficients, basis, vectors, out_parts
+    tiles, first_tile, n_parts, indptr, indices, values, left, rows, coefficients, basis, vectors, out_parts
 ):
     """Write Rᵀ·Q for the residual of :func:`multiply_residual`, as partial sums over rows, to be added in order.
 
     Parameters
     ----------
     tiles : (n_tiles + 1,) int64
-        Rows of each tile; part p owns tiles p, p + n_parts, ...
+        Rows of each tile; part p owns tiles p, p + n_parts, ... of the whole matrix.
+    first_tile : int
+        As in :func:`eliminated_sweep`.
     n_parts : int
     vectors : (n_rows, b) float64
         Q.
-    out_parts : (n_parts, n_cols, b) float64, written; a task owns its part
+    out_parts : (n_parts, n_cols, b) float64, written, or added to from the second call on; a task owns its part
     """
     width = vectors.shape[1]
     for part in prange(n_parts):
-        target = out_parts[part]
-        for j in range(target.shape[0]):
+        target, first = out_parts[part], _first_of_part(part, n_parts, first_tile)
+        for j in range(target.shape[0] if first_tile == 0 else 0):
             for c in range(width):
                 target[j, c] = 0.0
-        residual = np.empty(_longest_row(tiles, part, n_parts, indptr))
+        residual = np.empty(_longest_row(tiles, first, n_parts, indptr))
         direction, vector = np.empty(left.shape[1]), np.empty(width)
-        for tile in range(part, tiles.size - 1, n_parts):
+        for tile in range(first, tiles.size - 1, n_parts):
             for i in range(tiles[tile], tiles[tile + 1]):
                 n = _write_residual(i, indptr, indices, values, left, rows, coefficients, basis, direction, residual)
                 for c in range(width):

@@ -17,6 +17,7 @@ from fastrfm.readers.text import open_text, read_bytes, read_start
 
 if TYPE_CHECKING:
     from fastrfm.observations import Observations
+    from fastrfm.stored import StoredObservations
 
 __all__ = ["LAYOUTS", "Reading", "file_kind", "read_observations", "read_with_notes"]
 
@@ -35,19 +36,21 @@ class Reading:
 
     Attributes
     ----------
-    observations : Observations
+    observations : Observations, or StoredObservations of an HDF5 file that does not fit into memory
     layout : str
         How the file was read, in words: ``"triples, tab separated"``, ``"Matrix Market"``, ...
     notes : list of str
         Choices that a reader should know of: header found, missing values dropped, layout guessed.
     """
 
-    observations: Observations
+    observations: Observations | StoredObservations
     layout: str
     notes: list[str] = field(default_factory=list)
 
 
-def read_observations(path: Any, *, layout: str = "auto", indexed: bool = False) -> Observations:
+def read_observations(
+    path: Any, *, layout: str = "auto", indexed: bool = False, memory: int | None = None
+) -> Observations | StoredObservations:
     """Return the observations that a file holds, whatever its format.
 
     Parameters
@@ -60,10 +63,12 @@ def read_observations(path: Any, *, layout: str = "auto", indexed: bool = False)
         What the lines of a text file are; see :func:`fastrfm.readers.layout.detect_layout` for "auto".
     indexed : bool
         Take the first two columns of triples as zero-based positions instead of names.
+    memory : int, optional
+        Bytes that the observations of an HDF5 file may take; see :func:`fastrfm.store.open_observations`.
 
     Returns
     -------
-    Observations
+    Observations or, of HDF5, StoredObservations
         Of triples, unless `indexed`, the labels become names: ascending if all labels of an axis are whole numbers,
         else in order of first appearance.
 
@@ -76,10 +81,10 @@ def read_observations(path: Any, *, layout: str = "auto", indexed: bool = False)
     InputError
         If a pair occurs twice, a value is infinite, nothing is observed, or `layout` and `indexed` do not apply.
     """
-    return read_with_notes(path, layout=layout, indexed=indexed).observations
+    return read_with_notes(path, layout=layout, indexed=indexed, memory=memory).observations
 
 
-def read_with_notes(path: Any, *, layout: str = "auto", indexed: bool = False) -> Reading:
+def read_with_notes(path: Any, *, layout: str = "auto", indexed: bool = False, memory: int | None = None) -> Reading:
     """Return the observations of a file together with how it was understood; otherwise :func:`read_observations`."""
     path = Path(path)
     if layout not in LAYOUTS:
@@ -95,7 +100,7 @@ def read_with_notes(path: Any, *, layout: str = "auto", indexed: bool = False) -
     if kind == "hdf5":
         from fastrfm.store import open_observations
 
-        return Reading(open_observations(path), "HDF5")
+        return Reading(open_observations(path, memory=memory), "HDF5")
     from fastrfm.readers import binary
 
     observations, words = _named(path, getattr(binary, f"read_{kind}"), read_bytes(path), path.name)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fastrfm.observations import Observations
+from fastrfm.blocks import RowBlocks
 from fastrfm.options import FACTORED_POWER, TWO_SIDED_POWER, CompletionOptions
 from fastrfm.solvers.monitor import Iteration, Monitor
 
@@ -22,7 +22,7 @@ _SHARE_OF_TRY = 4  # of max_iter, its most for trying two-sided where no rank is
 _ROUNDING = 1e-6  # noise, of the norm of the data, that passes for none: float32 rounds to 1e-7
 
 
-def choose_method(observations: Observations, options: CompletionOptions, *, is_warm: bool = False) -> str:
+def choose_method(observations: RowBlocks, options: CompletionOptions, *, is_warm: bool = False) -> str:
     """Return what ``method="auto"`` stands for on these observations.
 
     Two-sided without a ridge, and where the run goes on from an earlier one; a one-sided method follows where it fails
@@ -37,7 +37,7 @@ def choose_method(observations: Observations, options: CompletionOptions, *, is_
     return one_sided(observations, options)
 
 
-def one_sided(observations: Observations, options: CompletionOptions) -> str:
+def one_sided(observations: RowBlocks, options: CompletionOptions) -> str:
     """Return the one-sided method that "auto" takes: dense for a short side without a rank, factored otherwise."""
     is_short = options.rank is None and min(observations.shape) <= AUTO_DENSE_SIDE
     return "dense" if is_short or options.agop_power < FACTORED_POWER else "factored"

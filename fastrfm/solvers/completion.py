@@ -15,12 +15,14 @@ import numpy as np
 
 from fastrfm._interrupt import deferred
 from fastrfm._numba import check_thread_count, thread_limit
+from fastrfm.atomic import PathLike
+from fastrfm.blocks import RowBlocks
 from fastrfm.errors import InputError, NotConvergedWarning
 from fastrfm.factors import canonical_factors
 from fastrfm.kernels.residual import masked_residual
-from fastrfm.observations import Observations
 from fastrfm.options import CompletionOptions
 from fastrfm.results import CompletionResult, Offsets
+from fastrfm.solvers.checkpoint import Checkpoint, digest, digest_of_result
 from fastrfm.solvers.choice import (
     choose_method,
     counting_on,
@@ -41,7 +43,7 @@ _LARGEST_DECADES = 100.0
 
 
 def complete(
-    observations: Observations,
+    observations: RowBlocks,
     rank: int | None = None,
     *,
     method: str = CompletionOptions.method,
@@ -56,12 +58,15 @@ def complete(
     n_threads: int | None = CompletionOptions.n_threads,
     device: str = CompletionOptions.device,
     start: CompletionResult | None = None,
+    checkpoint: PathLike | None = None,
+    every: int = 10,
+    resume: bool = False,
 ) -> CompletionResult:
     """Return the completed matrix in factored form.
 
     Parameters
     ----------
-    observations : Observations
+    observations : Observations or StoredObservations
         The known entries.
     rank, method, agop_power, ridge, offsets, tol, max_iter, smoothing, random_state, n_threads, device
         See :class:`fastrfm.options.CompletionOptions`.
@@ -70,6 +75,13 @@ def complete(
     start : CompletionResult, optional
         A completion of the same shape to go on from, for ``method="two-sided"`` (which "auto" then takes): of the same
         matrix with fewer entries or another ridge. Its low-rank part is used, its offsets are not.
+    checkpoint : str or path, optional
+        A file that takes the state of the run every so often, whole at any moment. It stays when the run is over.
+    every : int
+        Iterations between two states.
+    resume : bool
+        Go on from the state in `checkpoint`, if the file is there, and end with the bits of a run that was never
+        interrupted. Observations, options and `start` must be the same, but for `n_threads` and `device`.
 
     Returns
     -------
@@ -78,13 +90,17 @@ def complete(
     Raises
     ------
     InputError
-        If an option is out of its range, `rank` exceeds the matrix, or `start` has another shape or goes with a method
-        that cannot use it.
+        If an option is out of its range, `rank` exceeds the matrix, `start` has another shape or goes with a method
+        that cannot use it, or `checkpoint` is there without `resume`, or of another run.
+    FileFormatError
+        If `checkpoint` is there and is none.
 
     Warns
     -----
     NotConvergedWarning
         If `max_iter` came before `tol`, or two-sided iteration stalled; the result is the best iterate.
+    CheckpointWarning
+        If the disk did not take a checkpoint.
 
     Notes
     -----
@@ -95,13 +111,14 @@ def complete(
     Examples
     --------
     >>> import numpy as np
+    >>> from fastrfm import Observations
     >>> matrix = np.outer([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 4.0])
     >>> matrix[0, 2] = matrix[3, 0] = np.nan
     >>> result = complete(Observations.from_dense(matrix))
     >>> result.rank, result.predict([0, 3], [2, 0]).round(4).tolist()
     (1, [4.0, 4.0])
     """
-    if not isinstance(observations, Observations):
+    if not isinstance(observations, RowBlocks):
         raise InputError(
             f"observations must be fastrfm.Observations, got {type(observations).__name__}: "
             "make them with Observations.from_dense, from_coo, from_scipy or open_observations"
@@ -124,28 +141,52 @@ def complete(
     threads = check_thread_count(n_threads)
     with deferred(), thread_limit(threads):
         fitted = fit_offsets(observations) if options.offsets else None
-        centred = observations if fitted is None else _centred(observations, fitted)
+        centred = observations if fitted is None else observations.shifted(fitted.at)
         chosen = choose_method(centred, options, is_warm=start is not None)
         factors = None if start is None else _start_factors(start, observations.shape, chosen)
-        is_tried = options.method == "auto" and chosen == "two-sided" and start is None
-        first, noise = (options_of_try(options), noise_limit(options)) if is_tried else (options, math.inf)
-        left, right, monitor = _solve(centred, chosen, first, callback, factors, noise)
-        histories = [monitor.history()]
-        if is_tried and not is_answer(monitor, options) and monitor.n_iter < options.max_iter:
-            chosen = one_sided(centred, options)
-            rest = options_of_rest(options, monitor)
-            left, right, monitor = _solve(centred, chosen, rest, counting_on(callback, monitor))
-            histories.append(monitor.history())
+        keeper = None
+        if checkpoint is not None:
+            about = {**options.as_dict(), "start": digest_of_result(start), "observations": digest(observations)}
+            keeper = Checkpoint.open(checkpoint, every, about, resume=resume)
+        chosen, left, right, monitor, history = _run(centred, chosen, options, callback, factors, keeper)
         trouble = _trouble(monitor, options)
         if trouble:
             warnings.warn(trouble, NotConvergedWarning, stacklevel=2)
         used = {**options.as_dict(), "method": chosen}
-        return _result(observations, centred, fitted, left, right, monitor.stop_reason, joined(histories), used)
+        return _result(observations, centred, fitted, left, right, monitor.stop_reason, history, used)
 
 
-def _check_size(observations: Observations, agop_power: float) -> None:
+def _run(
+    observations: RowBlocks,
+    chosen: str,
+    options: CompletionOptions,
+    callback: Callable[[Iteration], Any] | None,
+    factors: tuple[np.ndarray, np.ndarray] | None,
+    keeper: Checkpoint | None,
+) -> tuple[str, np.ndarray, np.ndarray, Monitor, dict[str, np.ndarray]]:
+    """Run the method chosen and, where "auto" does not keep its answer, a one-sided one after it."""
+    is_tried = options.method == "auto" and chosen == "two-sided" and factors is None
+    first, noise = (options_of_try(options), noise_limit(options)) if is_tried else (options, math.inf)
+    tried = None
+    if keeper is not None and "tried" in keeper.frame:
+        tried = Monitor(first, observations.norm, None)
+        tried.restore(keeper.frame["tried"])
+    else:
+        left, right, monitor = _solve(observations, chosen, first, callback, keeper, factors, noise)
+        if is_tried and not is_answer(monitor, options) and monitor.n_iter < options.max_iter:
+            tried = monitor
+    if tried is None:
+        return chosen, left, right, monitor, monitor.history()
+    if keeper is not None:
+        keeper.frame["tried"] = tried.state()
+    chosen, rest = one_sided(observations, options), options_of_rest(options, tried)
+    left, right, monitor = _solve(observations, chosen, rest, counting_on(callback, tried), keeper)
+    return chosen, left, right, monitor, joined([tried.history(), monitor.history()])
+
+
+def _check_size(observations: RowBlocks, agop_power: float) -> None:
     """Refuse data whose powers, up to the 4 agop_power of the feature Gram, come near the ends of float64."""
-    largest = float(np.abs(observations.values).max())
+    largest = max(map(abs, observations.value_range))
     if largest == 0.0:
         return
     decades = abs(np.log10(largest)) + np.log10(observations.n_observed)  # of the norm, generously
@@ -183,16 +224,12 @@ def _start_factors(start: CompletionResult, shape: tuple[int, int], method: str)
     return np.ascontiguousarray(start.left[:, :k]), np.ascontiguousarray(start.right[:, :k])
 
 
-def _centred(observations: Observations, offsets: Offsets) -> Observations:
-    rows, cols, values = observations.to_coo()
-    return observations.with_values(values - offsets.at(rows, cols))
-
-
 def _solve(
-    observations: Observations,
+    observations: RowBlocks,
     method: str,
     options: CompletionOptions,
     callback: Callable[[Iteration], Any] | None,
+    keeper: Checkpoint | None,
     start: tuple[np.ndarray, np.ndarray] | None = None,
     noise_limit: float = math.inf,
 ) -> tuple[np.ndarray, np.ndarray, Monitor]:
@@ -201,20 +238,20 @@ def _solve(
     is_wide = observations.n_cols > observations.n_rows
     work = observations.transposed() if is_wide else observations
     if method == "dense":
-        left, right, monitor = solve_dense(work, options, callback)
+        left, right, monitor = solve_dense(work, options, callback, keeper)
     elif method == "two-sided":
         turned = start[::-1] if start is not None and is_wide else start
-        left, right, monitor = solve_two_sided(work, options, callback, turned, noise_limit)
+        left, right, monitor = solve_two_sided(work, options, callback, turned, noise_limit, keeper)
     else:
-        left, right, monitor = solve_factored(work, options, callback)
+        left, right, monitor = solve_factored(work, options, callback, keeper)
     if is_wide:
         left, right = right, left
     return left, right, monitor
 
 
 def _result(
-    observations: Observations,
-    centred: Observations,
+    observations: RowBlocks,
+    centred: RowBlocks,
     offsets: Offsets | None,
     left: np.ndarray,
     right: np.ndarray,
@@ -246,7 +283,7 @@ def _result(
     )
 
 
-def _masked_rmse(observations: Observations, left: np.ndarray, right: np.ndarray) -> float:
+def _masked_rmse(observations: RowBlocks, left: np.ndarray, right: np.ndarray) -> float:
     row_sums = np.zeros(observations.n_rows)  # summed by row first: the same bits whatever the row blocks are
     for block in observations.row_blocks():
         entries = block.by_row
@@ -264,21 +301,19 @@ def _masked_rmse(observations: Observations, left: np.ndarray, right: np.ndarray
     return float(np.sqrt(row_sums.sum() / observations.n_observed))
 
 
-def _with_means(observations: Observations, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _with_means(observations: RowBlocks, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Give rows and columns without observations the means of the other side, as one extra factor column each."""
     empty_rows, empty_cols = observations.row_counts == 0, observations.col_counts == 0
     if not empty_rows.any() and not empty_cols.any():
         return left, right
-    rows, cols, values = observations.to_coo()
-    values = values.astype(np.float64, copy=False)
+    row_sums, n = observations.row_sums(), observations.n_observed
     if empty_rows.any():
-        sums = np.bincount(cols, values, observations.n_cols)
-        means = np.where(empty_cols, values.mean(), sums / np.maximum(observations.col_counts, 1))
+        means = observations.col_sums() / np.maximum(observations.col_counts, 1)
+        means[empty_cols] = row_sums.sum() / n
         left = np.column_stack([left, empty_rows.astype(np.float64)])
         right = np.column_stack([right, means])
     if empty_cols.any():
-        sums = np.bincount(rows, values, observations.n_rows)
-        means = sums / np.maximum(observations.row_counts, 1)  # zero for an empty row: its cell has the mean already
+        means = row_sums / np.maximum(observations.row_counts, 1)  # zero for an empty row: its cell is filled
         left = np.column_stack([left, means])
         right = np.column_stack([right, empty_cols.astype(np.float64)])
     return left, right

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -71,6 +72,7 @@ _LABOURED_STEPS, _LABOURED_SPAN = 150, 2  # of conjugate gradients, in iteration
 _LEAST = 1e-16
 _TINY = 1e-140  # data that are all zero have no scale of their own
 _ALL = 2**31
+_GIVEN = ("_options", "_noise_limit", "_is_exact", "_is_free", "_first_cap", "floor")  # the same for every run
 _NEWTON_SHARE = 0.1
 _LOOSE, _TIGHT, _EXACT = 0.1, 1e-5, 1e-10
 
@@ -145,6 +147,30 @@ class Continuation:
         begin = max(hold, _FIRST_SHARE * float(singular_values[0])) if self._is_exact else hold
         self.smoothing = max(begin, self.floor) if isinstance(rule, str) else float(rule)
         self.step_smoothing = self.smoothing
+
+    def state(self) -> dict[str, Any]:
+        """Return what :meth:`restore` goes on from, in plain values and arrays."""
+        kept = {name: value for name, value in vars(self).items() if name not in _GIVEN}
+        places = np.array(list(self._plateaus), dtype=np.int64)
+        return {
+            **kept,
+            "_queue": [(cap, attempt.agop_power, attempt.largest_drop) for cap, attempt in self._queue],
+            "_attempt": (self._attempt.agop_power, self._attempt.largest_drop),
+            "_plateaus": {"places": places, "ratios": np.array(list(self._plateaus.values()))},
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up where another path for the same options and data was."""
+        plateaus = state["_plateaus"]
+        vars(self).update(
+            {
+                **state,
+                "_queue": [(cap, Attempt(power, drop)) for cap, power, drop in state["_queue"]],
+                "_attempt": Attempt(*state["_attempt"]),
+                "_plateaus": dict(zip(plateaus["places"].tolist(), plateaus["ratios"].tolist(), strict=True)),
+                "_last_gap": tuple(state["_last_gap"]),
+            }
+        )
 
     def has_next_attempt(self) -> bool:
         """Return whether another attempt is left; fills the queue when the first one has failed."""
@@ -263,7 +289,7 @@ class Continuation:
         has_gap = singular_values[self.cap] < _LESS_STEEP * singular_values[self.cap - 1]
         is_last = not self._plateaus or self.cap in self._plateaus or is_clear or has_gap
         is_trusted = self.cap == self._trusted_cap or (is_clear and self.cap == self._likely_cap)
-        self.is_noisy = is_trusted and bool(is_last)
+        self.is_noisy = bool(is_trusted and is_last)
         self._is_given_up = self.is_noisy and self.smoothing > self._noise_limit
         self.is_stuck = not self.is_noisy or self._is_given_up
         if self.is_stuck and self._n_attempts > 1 and has_gap:

@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 
 from fastrfm.agop import feature_gram
+from fastrfm.blocks import RowBlock, RowBlocks
 from fastrfm.factors import numerical_rank, tall_qr
 from fastrfm.kernels.gram import accumulate_gram
 from fastrfm.kernels.row_solves import expand_rows, solve_dual_rows
 from fastrfm.kernels.tasks import balanced_bounds
-from fastrfm.observations import Observations, RowBlock
 from fastrfm.options import CompletionOptions
+from fastrfm.solvers.checkpoint import Checkpoint
 from fastrfm.solvers.monitor import Iteration, Monitor
 from fastrfm.solvers.smoothing import next_smoothing, ridge_smoothing
 
@@ -60,19 +61,19 @@ def slab_rows(n_cols: int) -> int:
     return min(max(n_cols, _SLAB_ROWS[0]), _SLAB_ROWS[1])
 
 
-def slab_buffer(observations: Observations) -> np.ndarray:
+def slab_buffer(observations: RowBlocks) -> np.ndarray:
     """Return room for one slab of the estimate; fresh pages for every pass would cost a tenth of its time."""
     return np.empty((min(slab_rows(observations.n_cols), observations.n_rows), observations.n_cols))
 
 
 def estimate_slabs(
-    observations: Observations, kernel_matrix: np.ndarray, ridge: float, buffer: np.ndarray | None = None
+    observations: RowBlocks, kernel_matrix: np.ndarray, ridge: float, buffer: np.ndarray | None = None
 ) -> Iterator[tuple[int, np.ndarray, float]]:
     """Yield (first row, slab of X, Σ (X − Y)² over its observed entries), slab after slab.
 
     Parameters
     ----------
-    observations : Observations
+    observations : RowBlocks
     kernel_matrix : (n_cols, n_cols) float64
         The feature Gram K.
     ridge : float
@@ -111,7 +112,7 @@ def _solve_slab(
 
 
 def dense_step(
-    observations: Observations,
+    observations: RowBlocks,
     kernel_matrix: np.ndarray,
     ridge: float,
     probes: np.ndarray,
@@ -121,7 +122,7 @@ def dense_step(
 
     Parameters
     ----------
-    observations : Observations
+    observations : RowBlocks
     kernel_matrix : (n_cols, n_cols) float64
     ridge : float
     probes : (n_cols, n_probes) float64
@@ -139,18 +140,20 @@ def dense_step(
 
 
 def solve_dense(
-    observations: Observations,
+    observations: RowBlocks,
     options: CompletionOptions,
     callback: Callable[[Iteration], Any] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[np.ndarray, np.ndarray, Monitor]:
     """Complete a matrix with n_cols <= n_rows (transpose it otherwise).
 
     Parameters
     ----------
-    observations : Observations
+    observations : RowBlocks
     options : CompletionOptions
         ``method`` and ``offsets`` are not looked at.
     callback : callable, optional
+    checkpoint : Checkpoint, optional
 
     Returns
     -------
@@ -168,7 +171,13 @@ def solve_dense(
     sketch = np.zeros((observations.n_rows, N_PROBES))
     buffer = slab_buffer(observations)
     gram, norm = np.zeros((n_cols, n_cols)), data_norm
+    if checkpoint is not None and (state := checkpoint.take()) is not None:
+        monitor.restore(state["monitor"])
+        smoothing, norm, gram, sketch = state["smoothing"], state["norm"], state["gram"], state["sketch"]
     while True:
+        if checkpoint is not None and checkpoint.is_due(monitor.n_iter):
+            now = {"smoothing": smoothing, "norm": norm, "gram": gram, "sketch": sketch}
+            checkpoint.write(monitor.n_iter, {**now, "monitor": monitor.state()})
         unit = norm or 1.0
         kernel_matrix = feature_gram(gram, options.agop_power, smoothing, unit=unit)
         ridge = options.ridge / unit ** (4.0 * options.agop_power)
@@ -223,7 +232,7 @@ def _leading_directions(gram: np.ndarray, options: CompletionOptions, smoothing:
 
 
 def _project(
-    observations: Observations, kernel_matrix: np.ndarray, ridge: float, right: np.ndarray, buffer: np.ndarray
+    observations: RowBlocks, kernel_matrix: np.ndarray, ridge: float, right: np.ndarray, buffer: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the last estimate's projection on nearly its leading directions as left @ right.T."""
     # One subspace step X'(X V) restores what the Gram's rounding cost the weaker directions.

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastrfm._lanes import padded
+from fastrfm.blocks import RowBlocks, TileBlock
 from fastrfm.factors import tall_qr
 from fastrfm.kernels.tangent import multiply_residual, multiply_residual_transposed
 from fastrfm.kernels.tasks import balanced_bounds
-from fastrfm.observations import Observations
 
 _MOST_STRIPES, _MOST_PARTS = 16, 8
+_TILE_ENTRIES = 1_000_000  # at most, beyond 128 tiles: a file is read in whole tiles
 _PART_BYTES = 2**26
 _MAX_POWER_STEPS = 8
 
@@ -43,13 +44,15 @@ class Layout:
     stripes: np.ndarray
 
     @classmethod
-    def of(cls, observations: Observations) -> Layout:
+    def of(cls, observations: RowBlocks) -> Layout:
         return cls(
-            balanced_bounds(observations.row_counts + 4, 16 * _MOST_PARTS),
+            balanced_bounds(
+                observations.row_counts + 4, max(16 * _MOST_PARTS, observations.n_observed // _TILE_ENTRIES)
+            ),
             balanced_bounds(observations.col_counts + 4, min(_MOST_STRIPES, max(observations.n_cols // 32, 1))),
         )
 
-    def n_parts(self, observations: Observations, k: int) -> int:
+    def n_parts(self, observations: RowBlocks, k: int) -> int:
         """Return how many partial sums over rows pay: each costs one addition per column and direction."""
         per_column = observations.n_observed / observations.n_cols
         affordable = _PART_BYTES / (8.0 * observations.n_cols * max(k, 1))
@@ -60,7 +63,7 @@ class Layout:
 class Estimate:
     """U Aᵀ + B Vᵀ plus θ times its residual on the observed entries; columns are padded for the kernels."""
 
-    observations: Observations
+    observations: RowBlocks
     layout: Layout
     left: np.ndarray
     rows: np.ndarray
@@ -72,7 +75,8 @@ class Estimate:
         """Return X·vectors, (n_rows, b)."""
         vectors, width = padded(vectors), vectors.shape[1]
         out = np.empty((self.observations.n_rows, vectors.shape[1]))
-        multiply_residual(self.layout.tiles, *self._residual, vectors, out)
+        for block in self.observations.tile_blocks(self.layout.tiles):
+            multiply_residual(block.tiles, *self._residual(block), vectors, out[block.rows])
         out *= self.theta
         out += self.left @ (self.coefficients.T @ vectors)
         out += self.rows @ (self.basis.T @ vectors)
@@ -83,7 +87,10 @@ class Estimate:
         vectors, width = padded(vectors), vectors.shape[1]
         n_parts = self.layout.n_parts(self.observations, width)
         parts = np.empty((n_parts, self.observations.n_cols, vectors.shape[1]))
-        multiply_residual_transposed(self.layout.tiles, n_parts, *self._residual, vectors, parts)
+        for block in self.observations.tile_blocks(self.layout.tiles):
+            multiply_residual_transposed(
+                block.tiles, block.first_tile, n_parts, *self._residual(block), vectors[block.rows], parts
+            )
         out: np.ndarray = parts[0]
         for part in parts[1:]:
             out += part
@@ -92,14 +99,13 @@ class Estimate:
         out += self.basis @ (self.rows.T @ vectors)
         return out[:, :width]
 
-    @property
-    def _residual(self) -> tuple[np.ndarray, ...]:
-        """What the kernels compute the residual from."""
-        obs = self.observations
-        return obs.indptr, obs.indices, obs.values, self.left, self.rows, self.coefficients, self.basis
+    def _residual(self, block: TileBlock) -> tuple[np.ndarray, ...]:
+        """Return what the kernels compute a block's residual from."""
+        left, rows = self.left[block.rows], self.rows[block.rows]
+        return block.indptr, block.indices, block.values, left, rows, self.coefficients, self.basis
 
 
-def start_estimate(observations: Observations, layout: Layout, left: np.ndarray, right: np.ndarray) -> Estimate:
+def start_estimate(observations: RowBlocks, layout: Layout, left: np.ndarray, right: np.ndarray) -> Estimate:
     """Return left rightᵀ with the observed entries put in."""
     left, right = padded(left), padded(right)
     return Estimate(observations, layout, left, np.zeros_like(left), right, np.zeros_like(right), 1.0)

@@ -20,12 +20,13 @@ from typing import Any
 
 import numpy as np
 
+from fastrfm.blocks import RowBlocks
 from fastrfm.errors import RankWarning
 from fastrfm.factors import numerical_rank, tall_qr
 from fastrfm.kernels.adjoint import add_adjoint_columns
 from fastrfm.kernels.row_solves import solve_factored_rows
-from fastrfm.observations import Observations
 from fastrfm.options import CompletionOptions
+from fastrfm.solvers.checkpoint import Checkpoint
 from fastrfm.solvers.monitor import Iteration, Monitor
 from fastrfm.solvers.smoothing import next_smoothing, ridge_smoothing
 
@@ -97,7 +98,7 @@ def feature_factors(
     return FeatureFactors(basis, np.maximum(penalty, _LEAST_PENALTY), 1.0 / (1.0 + noise))
 
 
-def regress_rows(observations: Observations, features: FeatureFactors) -> tuple[np.ndarray, np.ndarray, float]:
+def regress_rows(observations: RowBlocks, features: FeatureFactors) -> tuple[np.ndarray, np.ndarray, float]:
     """Return C (n_rows, k), X·basis (n_rows, b), and the sum of squares of y − C Vᵀ on the observed entries."""
     n_rows, k = observations.n_rows, features.penalty.size
     coefficients = np.empty((n_rows, k))
@@ -121,7 +122,7 @@ def regress_rows(observations: Observations, features: FeatureFactors) -> tuple[
 
 
 def multiply_transposed(
-    observations: Observations, features: FeatureFactors, coefficients: np.ndarray, directions: np.ndarray
+    observations: RowBlocks, features: FeatureFactors, coefficients: np.ndarray, directions: np.ndarray
 ) -> np.ndarray:
     """Return Xᵀ·directions, (n_cols, b), for the low-rank plus sparse X of these coefficients."""
     k = features.penalty.size
@@ -144,7 +145,7 @@ def multiply_transposed(
 
 
 def subspace_step(
-    observations: Observations,
+    observations: RowBlocks,
     features: FeatureFactors,
     coefficients: np.ndarray,
     projection: np.ndarray,
@@ -157,18 +158,20 @@ def subspace_step(
 
 
 def solve_factored(
-    observations: Observations,
+    observations: RowBlocks,
     options: CompletionOptions,
     callback: Callable[[Iteration], Any] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[np.ndarray, np.ndarray, Monitor]:
     """Complete a matrix with factors only.
 
     Parameters
     ----------
-    observations : Observations
+    observations : RowBlocks
     options : CompletionOptions
         ``method`` and ``offsets`` are not looked at.
     callback : callable, optional
+    checkpoint : Checkpoint, optional
 
     Returns
     -------
@@ -186,8 +189,17 @@ def solve_factored(
     singular_values, basis = np.zeros(0), np.zeros((observations.n_cols, 0))
     singular_values, basis = _widened(singular_values, basis, min(wanted, largest), rng)
     previous = LowRankPart(np.zeros((observations.n_rows, 0)), np.zeros((observations.n_cols, 0)))
+    if checkpoint is not None and (state := checkpoint.take()) is not None:
+        monitor.restore(state["monitor"])
+        smoothing, singular_values, basis = state["smoothing"], state["singular_values"], state["basis"]
+        previous = LowRankPart(**state["previous"])
+        rng.bit_generator.state = state["random"]
 
     while True:
+        if checkpoint is not None and checkpoint.is_due(monitor.n_iter):
+            now = {"smoothing": smoothing, "singular_values": singular_values, "basis": basis}
+            now |= {"previous": vars(previous), "random": dict(rng.bit_generator.state)}
+            checkpoint.write(monitor.n_iter, {**now, "monitor": monitor.state()})
         features = feature_factors(
             singular_values, basis, smoothing=smoothing, agop_power=options.agop_power, ridge=options.ridge
         )

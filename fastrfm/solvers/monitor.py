@@ -10,7 +10,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -136,6 +136,24 @@ class Monitor:
     def seconds(self) -> float:
         """Time from the start to the last iteration."""
         return self._records[-1].seconds if self._records else 0.0
+
+    def state(self) -> dict[str, Any]:
+        """Return what :meth:`restore` goes on from."""
+        records = {
+            name.name: np.array([getattr(record, name.name) for record in self._records]) for name in fields(Iteration)
+        }
+        estimates = {"extrapolations": np.array(self._extrapolations), "error_estimate": np.array(self.error_estimate)}
+        return {"changes": np.array(self._changes), **estimates, "records": records}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up where another monitor with the same options was; its time counts."""
+        self._changes = state["changes"].tolist()
+        self._extrapolations.extend(state["extrapolations"].tolist())
+        self.error_estimate = float(state["error_estimate"])
+        columns = {name: values.tolist() for name, values in state["records"].items()}
+        n_records = len(columns["iteration"])
+        self._records = [Iteration(**{name: columns[name][i] for name in columns}) for i in range(n_records)]
+        self._start = time.perf_counter() - self.seconds
 
     @property
     def has_converged(self) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastrfm.observations import Observations
+from fastrfm.blocks import RowBlocks
 from fastrfm.results import Offsets
 
 _MAX_SWEEPS = 100
@@ -40,12 +40,12 @@ class _Side:
         self.shrinkage = noise / spread if spread > 0.0 else 0.0
 
 
-def fit_offsets(observations: Observations) -> Offsets:
+def fit_offsets(observations: RowBlocks) -> Offsets:
     """Return mean, row and column offsets of the observed entries.
 
     Parameters
     ----------
-    observations : Observations
+    observations : RowBlocks
 
     Returns
     -------
@@ -57,8 +57,8 @@ def fit_offsets(observations: Observations) -> Offsets:
     Alternates closed-form updates until none moves by more than 1e-6 of the data's standard deviation.
     """
     n = observations.n_observed
-    mean = float(np.sum(observations.values, dtype=np.float64)) / n
-    spread = float(np.sqrt(np.sum(np.square(np.subtract(observations.values, mean, dtype=np.float64))) / n))
+    mean = float(observations.row_sums().sum()) / n
+    spread = float(np.sqrt(observations.row_sums(lambda values: np.square(values - mean)).sum() / n))
     rows = _Side(observations.row_counts, np.zeros(observations.n_rows))
     cols = _Side(observations.col_counts, np.zeros(observations.n_cols))
     last_noise = 0.0
@@ -89,7 +89,7 @@ def _recentre(side: _Side) -> float:
     return shift
 
 
-def row_residual_sums(observations: Observations, mean: float, col_offsets: np.ndarray) -> np.ndarray:
+def row_residual_sums(observations: RowBlocks, mean: float, col_offsets: np.ndarray) -> np.ndarray:
     """Return Σ (y − mean − column offset) over the entries of each row, (n_rows,) float64.
 
     Sums run entry by entry, here and for columns, so that their bits do not depend on row blocks.
@@ -102,7 +102,7 @@ def row_residual_sums(observations: Observations, mean: float, col_offsets: np.n
     return sums
 
 
-def _col_residual_sums(observations: Observations, mean: float, row_offsets: np.ndarray) -> tuple[np.ndarray, float]:
+def _col_residual_sums(observations: RowBlocks, mean: float, row_offsets: np.ndarray) -> tuple[np.ndarray, float]:
     """Return Σ (y − mean − row offset) over the entries of each column, and the sum of all their squares."""
     sums, square_sums = np.zeros(observations.n_cols), np.zeros(observations.n_rows)
     for block in observations.row_blocks():

@@ -18,24 +18,28 @@ steps on low-rank + sparse, started from the last ones; XᵀX is never formed. H
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from fastrfm._interrupt import check
 from fastrfm._lanes import padded
+from fastrfm.blocks import RowBlocks, TileBlock
 from fastrfm.factors import numerical_rank
 from fastrfm.kernels.tangent import (
+    add_column_grams,
     conjugate_gradients,
+    eliminated_sweep,
     factor_columns,
     factor_rows,
     factor_size,
-    gradient,
+    finish_gradient,
+    finish_step,
+    start_conjugate_gradients,
 )
-from fastrfm.observations import Observations
 from fastrfm.options import CompletionOptions
+from fastrfm.solvers.checkpoint import Checkpoint
 from fastrfm.solvers.continuation import Continuation
 from fastrfm.solvers.estimate import Estimate, Layout, Triplets, leading_triplets, start_estimate
 from fastrfm.solvers.monitor import Iteration, Monitor
@@ -69,7 +73,7 @@ class Step:
 
 
 def tangent_step(
-    observations: Observations,
+    observations: RowBlocks,
     layout: Layout,
     triplets: Triplets,
     *,
@@ -83,7 +87,7 @@ def tangent_step(
 
     Parameters
     ----------
-    observations : Observations
+    observations : RowBlocks
     layout : Layout
     triplets : Triplets
         U, σ, V of the estimate before.
@@ -123,77 +127,92 @@ class _System:
 
     def __init__(
         self,
-        observations: Observations,
+        observations: RowBlocks,
         layout: Layout,
         left: np.ndarray,
         basis: np.ndarray,
         penalty: np.ndarray,
         hidden: np.ndarray,
     ) -> None:
-        k = penalty.size
+        k, n_stripes = penalty.size, layout.stripes.size - 1
         size = factor_size(k)
-        obs = observations
-        n_kept = obs.n_rows if 8 * size * obs.n_rows <= _ROW_FACTOR_BYTES else 0
-        self._row_factors, self._column_factors = np.empty((n_kept, size)), np.empty((obs.n_cols, size))
-        if n_kept:
-            factor_rows(layout.tiles, obs.indptr, obs.indices, basis, penalty, self._row_factors)
-        factor_columns(layout.stripes, obs.indptr, obs.indices, left, penalty, self._column_factors)
-        n_parts = layout.n_parts(obs, k)
-        self._split = (layout.tiles, n_parts, layout.stripes, obs.indptr, obs.indices)
-        self._values, self._left, self._basis = obs.values, left, basis
-        self._penalty, self._hidden = penalty, hidden
-        self._parts = np.empty((n_parts, obs.n_cols, k))
-        self._steps_per_call = max(int(_CALL_OPERATIONS / (8.0 * max(k, 1) * obs.n_observed)), 1)
+        self._observations, self._layout = observations, layout
+        self._left, self._basis, self._penalty, self._hidden = left, basis, penalty, hidden
+        n_kept = observations.n_rows if 8 * size * observations.n_rows <= _ROW_FACTOR_BYTES else 0
+        self._row_factors = np.empty((n_kept, size))
+        self._column_factors = np.zeros((observations.n_cols, size))
+        for block in self._blocks():
+            if n_kept:
+                out = self._row_factors[block.rows]
+                factor_rows(block.tiles, block.indptr, block.indices, basis, penalty, out)
+            add_column_grams(layout.stripes, block.indptr, block.indices, left[block.rows], self._column_factors)
+        factor_columns(layout.stripes, penalty, self._column_factors)
+        self._parts = np.empty((layout.n_parts(observations, k), observations.n_cols, k))
+        self._room = np.empty((n_stripes, k, k)), np.empty((k, k)), np.empty(n_stripes)
+        self._steps_per_call = max(int(_CALL_OPERATIONS / (8.0 * max(k, 1) * observations.n_observed)), 1)
+
+    def _blocks(self) -> Iterator[TileBlock]:
+        return self._observations.tile_blocks(self._layout.tiles)
+
+    def _sweep(
+        self, block: TileBlock, coefficients: np.ndarray, values: np.ndarray, rows: np.ndarray, misfit: np.ndarray
+    ) -> None:
+        eliminated_sweep(
+            block.tiles,
+            block.first_tile,
+            len(self._parts),
+            block.indptr,
+            block.indices,
+            values,
+            self._left[block.rows],
+            self._basis,
+            coefficients,
+            self._row_factors[block.rows],
+            self._penalty,
+            rows,
+            misfit,
+            self._parts,
+        )
 
     def gradient(self, coefficients: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return minus the gradient in A (n_cols, k), the B that goes with A (n_rows, k), and each row's misfit."""
-        check()
         out, rows = np.empty_like(coefficients), np.empty_like(self._left)
         misfit = np.empty(len(rows))
-        gradient(
-            *self._split,
-            self._values,
-            self._left,
-            self._basis,
-            coefficients,
-            self._row_factors,
-            self._penalty,
-            self._hidden,
-            self._parts,
-            rows,
-            misfit,
-            out,
-        )
+        for block in self._blocks():
+            self._sweep(block, coefficients, block.values, rows[block.rows], misfit[block.rows])
+        finish_gradient(self._layout.stripes, self._parts, self._basis, coefficients, self._penalty, self._hidden, out)
         return out, rows, misfit
 
     def solve(self, residual: np.ndarray, tolerance: float, max_steps: int) -> tuple[np.ndarray, int, float]:
         """Return the correction of A, the steps taken, and the residual that is left relative to the start."""
         solution, direction, preconditioned, image = (np.empty_like(residual) for _ in range(4))
         state = np.array([0.0, 0.0, tolerance, 1.0, 1.0])
+        vectors = solution, residual, direction, preconditioned, image
+        start_conjugate_gradients(self._layout.stripes, self._column_factors, state, *vectors)
         while state[0] == state[1] < max_steps:
-            check()
             state[1] = min(state[1] + self._steps_per_call, max_steps)
-            conjugate_gradients(
-                *self._split,
-                self._left,
-                self._basis,
-                self._row_factors,
-                self._column_factors,
-                self._penalty,
-                self._hidden,
-                self._parts,
-                state,
-                solution,
-                residual,
-                direction,
-                preconditioned,
-                image,
-            )
+            self._take_steps(state, vectors)
         error = float(np.sqrt(state[3] / state[4])) if state[4] > 0.0 else 0.0
         return solution, int(state[0]), error
 
+    def _take_steps(self, state: np.ndarray, vectors: tuple[np.ndarray, ...]) -> None:
+        """Take conjugate gradient steps up to ``state[1]``: compiled where all rows come in one block."""
+        stripes, none = self._layout.stripes, np.empty(0)
+        system = self._basis, self._column_factors, self._penalty, self._hidden, self._parts
+        goes_on = state[3] > state[2] * state[2] * state[4]
+        while goes_on and state[0] < state[1]:
+            for block in self._blocks():
+                if block.tiles.size == self._layout.tiles.size:
+                    conjugate_gradients(
+                        block.tiles, len(self._parts), stripes, block.indptr, block.indices, self._left, self._basis,
+                        self._row_factors, *system[1:], state, *vectors, *self._room,
+                    )  # fmt: skip
+                    return
+                self._sweep(block, vectors[2], none, np.empty((0, self._penalty.size)), none)
+            goes_on = finish_step(stripes, *system, state, *vectors, *self._room)
 
-def rank_cap(observations: Observations, rank: int | None, ridge: float = 0.0) -> int:
+
+def rank_cap(observations: RowBlocks, rank: int | None, ridge: float = 0.0) -> int:
     """Return the largest rank to look for: the one given, and never more unknowns than observed entries.
 
     With a ridge neither limit counts on the way: the answer is cut to its rank at the end.
@@ -205,17 +224,18 @@ def rank_cap(observations: Observations, rank: int | None, ridge: float = 0.0) -
 
 
 def solve_two_sided(
-    observations: Observations,
+    observations: RowBlocks,
     options: CompletionOptions,
     callback: Callable[[Iteration], Any] | None = None,
     start: tuple[np.ndarray, np.ndarray] | None = None,
     noise_limit: float = math.inf,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[np.ndarray, np.ndarray, Monitor]:
     """Complete a matrix.
 
     Parameters
     ----------
-    observations : Observations
+    observations : RowBlocks
     options : CompletionOptions
         ``method`` and ``offsets`` are not looked at.
     callback : callable, optional
@@ -223,6 +243,7 @@ def solve_two_sided(
         Factors of an estimate to go on from.
     noise_limit : float
         Noise, as a share of the norm of the data, at which the run is given up as stalled.
+    checkpoint : Checkpoint, optional
 
     Returns
     -------
@@ -237,13 +258,12 @@ def solve_two_sided(
     path = Continuation(options, data_norm, cap, cap == min(observations.shape), noise_limit)
     nothing = np.zeros((observations.n_rows, 0)), np.zeros((observations.n_cols, 0))
     first = start_estimate(observations, Layout.of(observations), *(nothing if start is None else start))
-    best, least = None, np.inf
-    plateaus: dict[int, Estimate] = {}
-    while not monitor.stop_reason and path.has_next_attempt():
-        begin = plateaus[path.next_cap] if path.is_from_plateau else first
-        triplets, smoothing = _attempt(begin, options, path, monitor, data_norm, plateaus)
-        if best is None or smoothing < least or monitor.has_converged:
-            best, least = triplets, smoothing
+    search = _Search(first, path, monitor)
+    if checkpoint is not None and (state := checkpoint.take()) is not None:
+        search.restore(state)
+    while search.current is not None or (not monitor.stop_reason and path.has_next_attempt()):
+        _attempt(search, options, data_norm, checkpoint)
+    best, least = search.best, search.least
     if not monitor.stop_reason:
         monitor.stop_reason = "stalled"
     assert best is not None  # the first attempt always runs
@@ -255,26 +275,83 @@ def solve_two_sided(
     return best.left[:, :k] * best.singular_values[:k], best.right[:, :k], monitor
 
 
-def _attempt(
-    first: Estimate,
-    options: CompletionOptions,
-    path: Continuation,
-    monitor: Monitor,
-    data_norm: float,
-    plateaus: dict[int, Estimate],
-) -> tuple[Triplets, float]:
-    """Iterate from `first` until the monitor stops or the path gives up; return the triplets and ε reached.
+@dataclass
+class _Search:
+    """How far the attempts of a run are: what a checkpoint keeps.
 
-    Estimates at plateaus are added to `plateaus`.
+    Attributes
+    ----------
+    first : Estimate
+        What attempts begin from, unless it is a plateau.
+    path : Continuation
+    monitor : Monitor
+    current : Triplets or None
+        Of the attempt under way.
+    best, least : Triplets or None, float
+        The attempt that came furthest, and its ε.
+    plateaus : dict of int to Estimate
+        By rank.
     """
-    observations, layout = first.observations, first.layout
-    rng = np.random.default_rng(options.random_state)
-    begin = rng.standard_normal((observations.n_cols, min(path.next_cap + EXTRA_DIRECTIONS, *observations.shape)))
-    known = min(first.coefficients.shape[1], begin.shape[1])
-    begin[:, :known] = first.coefficients[:, :known]
-    triplets = leading_triplets(first, begin, watched=path.next_cap + 1, accuracy=_SPECTRUM_ACCURACY)
-    path.start_attempt(triplets.singular_values)
-    while True:
+
+    first: Estimate
+    path: Continuation
+    monitor: Monitor
+    current: Triplets | None = None
+    best: Triplets | None = None
+    least: float = math.inf
+    plateaus: dict[int, Estimate] = field(default_factory=dict)
+
+    def begin(self, random_state: int) -> None:
+        """Start the next attempt of the path."""
+        path = self.path
+        estimate = self.plateaus[path.next_cap] if path.is_from_plateau else self.first
+        rng, shape = np.random.default_rng(random_state), estimate.observations.shape
+        begin = rng.standard_normal((shape[1], min(path.next_cap + EXTRA_DIRECTIONS, *shape)))
+        known = min(estimate.coefficients.shape[1], begin.shape[1])
+        begin[:, :known] = estimate.coefficients[:, :known]
+        self.current = leading_triplets(estimate, begin, watched=path.next_cap + 1, accuracy=_SPECTRUM_ACCURACY)
+        path.start_attempt(self.current.singular_values)
+
+    def end(self) -> None:
+        """Finish the attempt under way and keep it if it is the best so far."""
+        if self.best is None or self.path.smoothing < self.least or self.monitor.has_converged:
+            self.best, self.least = self.current, self.path.smoothing
+        self.current = None
+
+    def keep_plateau(self, triplets: Triplets) -> None:
+        kept = triplets.first(self.path.plateau)
+        estimate = start_estimate(
+            self.first.observations, self.first.layout, kept.left * kept.singular_values, kept.right
+        )
+        self.plateaus[self.path.plateau] = estimate
+
+    def state(self) -> dict[str, Any]:
+        assert self.current is not None  # offered inside attempts alone
+        plateaus = {str(place): {"left": e.left, "coefficients": e.coefficients} for place, e in self.plateaus.items()}
+        best = {} if self.best is None else vars(self.best)
+        state = {"path": self.path.state(), "monitor": self.monitor.state(), "plateaus": plateaus, "least": self.least}
+        return {**state, "current": vars(self.current), "best": best}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.path.restore(state["path"])
+        self.monitor.restore(state["monitor"])
+        self.current, self.least = Triplets(**state["current"]), state["least"]
+        self.best = Triplets(**state["best"]) if state["best"] else None
+        for place, plateau in state["plateaus"].items():
+            left, coefficients = plateau["left"], plateau["coefficients"]
+            self.plateaus[int(place)] = start_estimate(self.first.observations, self.first.layout, left, coefficients)
+
+
+def _attempt(search: _Search, options: CompletionOptions, data_norm: float, checkpoint: Checkpoint | None) -> None:
+    """Go on with the attempt under way, or begin the next one, until the monitor stops or the path gives up."""
+    path, monitor = search.path, search.monitor
+    observations, layout = search.first.observations, search.first.layout
+    if search.current is None:
+        search.begin(options.random_state)
+    while search.current is not None:
+        if checkpoint is not None and checkpoint.is_due(monitor.n_iter):
+            checkpoint.write(monitor.n_iter, search.state())
+        triplets = search.current
         above = int(np.count_nonzero(triplets.singular_values > path.step_smoothing * _BARELY_ABOVE))
         used = triplets.first(min(above, path.n_directions))
         k = used.singular_values.size
@@ -299,7 +376,7 @@ def _attempt(
             inner_error=step.inner_error,
             is_settled=path.is_noisy,
         )
-        triplets = leading_triplets(
+        search.current = leading_triplets(
             step.estimate,
             np.column_stack([step.image_of_left()[:, :k], triplets.right[:, k:]]),
             watched=(k if options.rank is None or options.ridge > 0.0 else path.cap) + 1,
@@ -307,9 +384,10 @@ def _attempt(
             floor=_ROUNDING * data_norm,
         )
         if is_done:
-            return triplets, path.smoothing
+            search.end()
+            return
         path.advance(
-            triplets.singular_values,
+            search.current.singular_values,
             change=step.change,
             norm=norm,
             error=monitor.error_estimate * norm,
@@ -317,8 +395,7 @@ def _attempt(
             inner_steps=step.inner_steps,
         )
         if path.plateau:
-            kept = triplets.first(path.plateau)
-            plateaus[path.plateau] = start_estimate(observations, layout, kept.left * kept.singular_values, kept.right)
+            search.keep_plateau(search.current)
         if path.is_stuck:
-            return triplets, path.smoothing
-        del step, used  # the next step can do without their memory
+            search.end()
+        del step, used, triplets  # the next step can do without their memory

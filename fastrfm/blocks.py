@@ -1,0 +1,242 @@
+"""Row blocks: what every solver walks over, whether the observations are in memory or in a file.
+
+Flow: ``Observations`` (memory) or ``StoredObservations`` (file) -> ``RowBlock`` -> kernels. ``RowBlocks`` holds what
+both have in common: everything that needs one pass over the blocks. Sums run entry by entry within a row (or column),
+so that their bits do not depend on where blocks end. Not here: where the entries come from.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from fastrfm.kernels.tasks import balanced_bounds
+
+# A block's pass takes well under a second on one core, so Ctrl-C and progress are prompt; larger gains nothing.
+BLOCK_ENTRIES = 4_000_000
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """Entries grouped along one axis (rows or columns) of a block.
+
+    Attributes
+    ----------
+    indptr : (n_groups + 1,) int64
+        Group g owns entries ``indptr[g]:indptr[g + 1]``.
+    indices : (n_entries,) int32 or int64
+        Position along the other axis, ascending within a group.
+    values : (n_entries,) float32 or float64
+        Observed values, in the data's own unit.
+    """
+
+    indptr: np.ndarray
+    indices: np.ndarray
+    values: np.ndarray
+
+    @cached_property
+    def bounds(self) -> np.ndarray:
+        """Group bounds that share the entries evenly among kernel tasks (see ``kernels.tasks``)."""
+        return balanced_bounds(np.diff(self.indptr) + 4)
+
+
+@dataclass(frozen=True)
+class RowBlock:
+    """Rows ``start:stop`` of a matrix: what a solver's step works on at a time.
+
+    ``by_row`` groups the entries by row (local row numbers, global column numbers), ``by_column`` the same entries
+    by column (global column numbers, local row numbers, ascending); the latter is made when first asked for.
+    """
+
+    start: int
+    stop: int
+    n_cols: int
+    by_row: Compressed
+
+    @property
+    def n_rows(self) -> int:
+        return self.stop - self.start
+
+    def entry_rows(self) -> np.ndarray:
+        """Return the row of the whole matrix that each entry of ``by_row`` lies in, (n_entries,) int64."""
+        return np.repeat(np.arange(self.start, self.stop), np.diff(self.by_row.indptr))
+
+    @cached_property
+    def by_column(self) -> Compressed:
+        return swap_axes(self.by_row, self.n_cols)
+
+
+@dataclass(frozen=True)
+class TileBlock:
+    """Whole tiles of rows, in the form that tangent sweeps take.
+
+    Attributes
+    ----------
+    rows : slice
+        Its rows in the whole matrix.
+    first_tile : int
+        Number of its first tile; 0 begins a pass.
+    tiles : (n_tiles + 1,) int64
+        Local rows of each tile.
+    indptr, indices, values
+        The entries by (local) row.
+    """
+
+    rows: slice
+    first_tile: int
+    tiles: np.ndarray
+    indptr: np.ndarray
+    indices: np.ndarray
+    values: np.ndarray
+
+    @classmethod
+    def of(cls, block: RowBlock, tiles: np.ndarray, first: int, last: int) -> TileBlock:
+        """Return tiles first:last, which are the rows of `block`."""
+        entries = block.by_row
+        local = tiles[first : last + 1] - block.start
+        return cls(slice(block.start, block.stop), first, local, entries.indptr, entries.indices, entries.values)
+
+
+class RowBlocks(ABC):
+    """The observed entries of an (n_rows, n_cols) matrix, handed out in row blocks.
+
+    Attributes
+    ----------
+    shape : (int, int)
+        n_rows, n_cols.
+    indptr : (n_rows + 1,) int64
+        In memory, wherever the entries are.
+    row_names, col_names : (n_rows,) and (n_cols,) object arrays of str, or None
+    """
+
+    shape: tuple[int, int]
+    indptr: np.ndarray
+    row_names: np.ndarray | None
+    col_names: np.ndarray | None
+
+    # --- what differs -----------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def dtype(self) -> np.dtype:
+        """float32 or float64: how values are stored. All arithmetic on them is float64."""
+
+    @abstractmethod
+    def row_blocks(self, align: int = 1) -> Iterator[RowBlock]:
+        """Hand out the rows in order, in blocks of about ``BLOCK_ENTRIES`` entries (fewer if memory is short).
+
+        Parameters
+        ----------
+        align : int
+            Every block but the last holds a multiple of `align` rows, so that sums which a solver takes over
+            `align` rows at a time do not depend on where blocks end.
+        """
+
+    @abstractmethod
+    def tile_blocks(self, tiles: np.ndarray) -> Iterator[TileBlock]:
+        """Hand out the rows in order, in as few blocks as memory allows, each of whole tiles.
+
+        Parameters
+        ----------
+        tiles : (n_tiles + 1,) int64
+            Rows of each tile, from 0 to n_rows.
+        """
+
+    @abstractmethod
+    def transposed(self) -> RowBlocks:
+        """Return the same entries with rows and columns swapped."""
+
+    @abstractmethod
+    def shifted(self, offsets_at: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> RowBlocks:
+        """Return the same positions with values less ``offsets_at(rows, cols)``, float64."""
+
+    # --- looking ----------------------------------------------------------------------------------------------
+
+    @property
+    def n_rows(self) -> int:
+        return self.shape[0]
+
+    @property
+    def n_cols(self) -> int:
+        return self.shape[1]
+
+    @property
+    def n_observed(self) -> int:
+        return int(self.indptr[-1])
+
+    @cached_property
+    def row_counts(self) -> np.ndarray:
+        """(n_rows,) int64: observed entries of each row."""
+        return np.diff(self.indptr)
+
+    @cached_property
+    def col_counts(self) -> np.ndarray:
+        """(n_cols,) int64: observed entries of each column."""
+        counts = np.zeros(self.n_cols, dtype=np.int64)
+        for block in self.row_blocks():
+            counts += np.bincount(block.by_row.indices, minlength=self.n_cols)
+        return counts
+
+    @cached_property
+    def norm(self) -> float:
+        """Root of the sum of squares of the values."""
+        return float(np.sqrt(self.row_sums(np.square).sum()))
+
+    @cached_property
+    def value_range(self) -> tuple[float, float]:
+        """Least and largest value."""
+        blocks = (block.by_row.values for block in self.row_blocks())
+        ranges = [(float(values.min()), float(values.max())) for values in blocks if values.size]
+        return min(least for least, _ in ranges), max(most for _, most in ranges)
+
+    def row_sums(self, function: Callable[[np.ndarray], np.ndarray] | None = None) -> np.ndarray:
+        """Return, for each row, the sum of `function` of its values (of the values themselves), (n_rows,) float64."""
+        sums = np.zeros(self.n_rows)
+        for block in self.row_blocks():
+            values = block.by_row.values.astype(np.float64, copy=False)
+            weights = values if function is None else function(values)
+            sums[block.start : block.stop] = np.bincount(block.entry_rows() - block.start, weights, block.n_rows)
+        return sums
+
+    def col_sums(self) -> np.ndarray:
+        """Return the sum of the values of each column, (n_cols,) float64."""
+        sums = np.zeros(self.n_cols)
+        for block in self.row_blocks():
+            np.add.at(sums, block.by_row.indices, block.by_row.values.astype(np.float64, copy=False))
+        return sums
+
+    # --- cutting ----------------------------------------------------------------------------------------------
+
+    def _spans(self, align: int, n_entries: int) -> Iterator[tuple[int, int]]:
+        """Yield (start, stop) rows of blocks with about `n_entries` entries."""
+        start = 0
+        while start < self.n_rows:
+            stop = int(np.searchsorted(self.indptr, self.indptr[start] + n_entries, side="right")) - 1
+            stop = start + max((stop - start) // align, 1) * align
+            stop = min(stop, self.n_rows)
+            yield start, stop
+            start = stop
+
+    def _tile_spans(self, tiles: np.ndarray, n_entries: int) -> Iterator[tuple[int, int]]:
+        """Yield (first, last + 1) tiles of blocks with at most `n_entries` entries, or of one tile."""
+        first, ends = 0, self.indptr[tiles]
+        while first < tiles.size - 1:
+            last = int(np.searchsorted(ends, ends[first] + n_entries, side="right")) - 1
+            last = min(max(last, first + 1), tiles.size - 1)
+            yield first, last
+            first = last
+
+
+def swap_axes(groups: Compressed, n_other: int) -> Compressed:
+    """Return the same entries grouped along the other axis, which has `n_other` positions."""
+    import scipy.sparse
+
+    n_groups = groups.indptr.size - 1
+    matrix = scipy.sparse.csr_matrix((groups.values, groups.indices, groups.indptr), shape=(n_groups, n_other))
+    swapped = matrix.tocsc()  # a counting sort: groups come out ascending
+    indices = swapped.indices.astype(groups.indices.dtype, copy=False)
+    return Compressed(swapped.indptr.astype(np.int64), indices, swapped.data)

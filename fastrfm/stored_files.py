@@ -1,0 +1,140 @@
+"""HDF5 files whose observations stay there: from a group or dataset to ``StoredObservations``, checked in one pass.
+
+Contiguous datasets are read straight from the file, others through HDF5 with a chunk cache that holds one band of
+chunks. Not here: which group or dataset of a file it is (``store``), and the walking (``stored``).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import h5py
+import numpy as np
+
+from fastrfm._hdf5 import get_attribute, get_dataset
+from fastrfm._interrupt import check
+from fastrfm.atomic import PathLike
+from fastrfm.errors import FileFormatError, InputError
+from fastrfm.stored import Dataset, DenseSource, FlatSource, OpenFile, RawArray, StoredObservations
+
+# Observations of this many bytes take so much memory while they are worked on: copies by row, by column, shifted.
+IN_MEMORY_FACTOR = 4
+_CONVERT = "turn it into sorted rows with `fastrfm convert`"
+
+
+def stored_bytes(matrix: h5py.Group | h5py.Dataset) -> int:
+    """Return the bytes of a group of compressed rows or a 2-D dataset, once read."""
+    if isinstance(matrix, h5py.Dataset):
+        return int(matrix.size * (matrix.dtype.itemsize + 12))  # the table and its entries are there together
+    parts = [matrix.get(name) for name in ("data", "indices")]
+    return int(sum(part.size * part.dtype.itemsize for part in parts if isinstance(part, h5py.Dataset) and part.size))
+
+
+def open_stored(
+    path: PathLike, name: str, shape: tuple[int, int], names: tuple[Any, Any], memory: int
+) -> StoredObservations:
+    """Return the observations of a group or dataset without reading them all.
+
+    Parameters
+    ----------
+    path : str or path
+    name : str
+        Of the group (csr_matrix) or 2-D dataset.
+    shape : (int, int)
+    names : two object arrays of str, or None
+        Of rows and columns.
+    memory : int
+        Bytes that blocks may take.
+
+    Raises
+    ------
+    FileFormatError, InputError
+        As ``store.open_observations``; also if the entries are not sorted by row and column.
+    """
+    watched = OpenFile(os.open(path, os.O_RDONLY), str(path))
+    file = h5py.File(path, "r", rdcc_nbytes=max(memory // 8, 2**20), rdcc_w0=1.0)
+    matrix = file[name]
+    index_dtype = np.dtype(np.int32 if max(shape) < 2**31 else np.int64)
+    if isinstance(matrix, h5py.Dataset):
+        observations = _open_dense(watched, matrix, shape, names, index_dtype, memory)
+    else:
+        observations = _open_compressed(watched, matrix, shape, names, index_dtype, memory)
+    if not observations.n_observed:
+        raise InputError("no observations, every entry is missing: give at least one value")
+    _check_entries(observations, name)
+    return observations
+
+
+def _open_compressed(
+    file: OpenFile,
+    group: h5py.Group,
+    shape: tuple[int, int],
+    names: tuple[Any, Any],
+    index_dtype: np.dtype,
+    memory: int,
+) -> StoredObservations:
+    encoding = get_attribute(group, "encoding-type", str)
+    if encoding != "csr_matrix":
+        raise FileFormatError(f"{group.name} is a {encoding!r} and does not fit into memory: {_CONVERT}")
+    data = get_dataset(group, "data", (None,))
+    indices = get_dataset(group, "indices", data.shape, "iu")
+    indptr = get_dataset(group, "indptr", (shape[0] + 1,), "iu")[...].astype(np.int64)
+    if indptr[0] != 0 or indptr[-1] != data.size or np.any(np.diff(indptr) < 0):
+        raise InputError(f"{group.name}/indptr must rise from 0 to the number of values ({data.size})")
+    source = FlatSource(_array(file, indices), _array(file, data), index_dtype, _float(data.dtype))
+    return StoredObservations(source, shape, indptr, names, memory)
+
+
+def _array(file: OpenFile, dataset: h5py.Dataset) -> RawArray | Dataset:
+    offset = dataset.id.get_offset() if dataset.chunks is None and not dataset.external else None
+    return Dataset(dataset, file) if offset is None else RawArray(file, dataset.dtype, offset)
+
+
+def _float(dtype: np.dtype) -> np.dtype:
+    return np.dtype(np.float32 if dtype == np.float32 else np.float64)
+
+
+def _open_dense(
+    file: OpenFile,
+    dataset: h5py.Dataset,
+    shape: tuple[int, int],
+    names: tuple[Any, Any],
+    index_dtype: np.dtype,
+    memory: int,
+) -> StoredObservations:
+    height = dataset.chunks[0] if dataset.chunks else 1
+    affordable = memory // (8 * shape[1] * max(dataset.dtype.itemsize, 8))
+    band = max(affordable // height, 1) * height
+    source = DenseSource(Dataset(dataset, file), band, index_dtype, _float(dataset.dtype))
+    counts = [np.count_nonzero(~np.isnan(rows), axis=1) for rows in source.bands(0, shape[0])]
+    indptr = np.concatenate(([0], np.cumsum(np.concatenate(counts)))).astype(np.int64)
+    return StoredObservations(source, shape, indptr, names, memory)
+
+
+def _check_entries(observations: StoredObservations, name: str) -> None:
+    """Check positions and values as ``Observations.from_csr`` does, and note the columns' counts on the way."""
+    counts = np.zeros(observations.n_cols, dtype=np.int64)
+    for block in observations.row_blocks():
+        check()
+        indices, values, indptr = block.by_row.indices, block.by_row.values, block.by_row.indptr
+        if indices.size and (indices.min() < 0 or indices.max() >= observations.n_cols):
+            wrong = int(indices.min()) if indices.min() < 0 else int(indices.max())
+            raise InputError(f"column positions of {name} must lie in 0…{observations.n_cols - 1}, got {wrong}")
+        if not np.isfinite(values).all():
+            where = int(np.flatnonzero(~np.isfinite(values))[0])
+            row = block.start + int(np.searchsorted(indptr, where, side="right")) - 1
+            raise InputError(
+                f"observed values must be finite, got {values[where]} at row {row}, column {int(indices[where])}"
+                ": drop it or leave it missing"
+            )
+        rises = np.diff(indices) > 0
+        rises[indptr[1:-1][(indptr[1:-1] > 0) & (indptr[1:-1] < indices.size)] - 1] = True  # a new row starts
+        if not rises.all():
+            row = block.start + int(np.searchsorted(indptr, np.flatnonzero(~rises)[0] + 1, side="right")) - 1
+            raise InputError(
+                f"the columns of row {row} of {name} are not in ascending order, or one comes twice, and the file does "
+                f"not fit into memory: {_CONVERT}"
+            )
+        counts += np.bincount(indices, minlength=observations.n_cols)
+    observations.__dict__["col_counts"] = counts
