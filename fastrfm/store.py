@@ -45,7 +45,7 @@ _SCALARS: dict[str, type | tuple[type, ...]] = {
 # --- observations -------------------------------------------------------------------------------------------------
 
 
-def open_observations(path: PathLike) -> Observations:
+def open_observations(path: PathLike, *, dataset: str | None = None) -> Observations:
     """Return the observations that an HDF5 file holds.
 
     Parameters
@@ -53,6 +53,9 @@ def open_observations(path: PathLike) -> Observations:
     path : str or path
         A file of fastrfm's, of anndata's (.h5ad: X, with the names of obs and var), or with a 2-D dataset of numbers
         in which NaN is missing: /observations, or the only 2-D dataset at the root.
+    dataset : str, optional
+        Where the observations are inside any HDF5 file, such as "runs/3": a 2-D dataset of numbers, or a group laid
+        out as anndata's csr_matrix or csc_matrix. Names are those in row_names and col_names beside it, if as many.
 
     Returns
     -------
@@ -67,10 +70,11 @@ def open_observations(path: PathLike) -> Observations:
         If it is a folder, not HDF5, truncated, of another version, a result, or if a dataset is missing or has the
         wrong shape or type.
     InputError
-        If the numbers are unusable: positions out of range or given twice, stored NaN, infinities, no observation.
+        If the numbers are unusable: positions out of range or given twice, stored NaN, infinities, no observation; or
+        if `dataset` is not a name.
     """
     with reading(path) as file:
-        return _read_observations(file, _kind(file))
+        return _read_observations(file, _kind(file)) if dataset is None else _read_named(file, dataset)
 
 
 def write_observations(
@@ -154,6 +158,28 @@ def _read_observations(file: h5py.File, kind: str) -> Observations:
     return Observations.from_dense(dataset[...], row_names=names[0], col_names=names[1])
 
 
+def _read_named(file: h5py.File, name: str) -> Observations:
+    if not isinstance(name, str) or not name.strip("/"):
+        raise InputError(f"dataset must name a dataset or a group inside the file, got {name!r}")
+    where = f"/{name.strip('/')}"
+    if where not in file:
+        raise FileFormatError(f"holds no {where}: name what is there, or make a file with `fastrfm convert`")
+    found = file[where]
+    if isinstance(found, h5py.Group) and not {"encoding-type", "shape"} <= set(found.attrs):
+        raise FileFormatError(
+            f"{where} is a plain group: name a csr_matrix, a csc_matrix or a 2-D dataset, as `fastrfm convert` makes"
+        )
+    shape = _shape(found) if isinstance(found, h5py.Group) else get_dataset(file, where, (None, None)).shape
+    names = _names_beside(found, "row_names", shape[0]), _names_beside(found, "col_names", shape[1])
+    return _read_matrix(found, shape, names)
+
+
+def _names_beside(found: h5py.HLObject, key: str, size: int) -> np.ndarray | None:
+    """Names may belong to another matrix of the same group: those of another number are passed over."""
+    is_fitting = getattr(found.parent.get(key), "shape", None) == (size,)
+    return read_names(found.parent, key, size) if is_fitting else None
+
+
 def _only_matrix(file: h5py.File) -> str:
     datasets = {name: file[name] for name in file if isinstance(file.get(name), h5py.Dataset)}
     matrices = [name for name, dataset in datasets.items() if len(dataset.shape or ()) == 2]
@@ -172,6 +198,10 @@ def _read_anndata(file: h5py.File) -> Observations:
     matrix = file["X"]
     shape = _shape(matrix) if isinstance(matrix, h5py.Group) else get_dataset(file, "X", (None, None)).shape
     names = tuple(_anndata_names(file, axis, size) for axis, size in zip(("obs", "var"), shape, strict=True))
+    return _read_matrix(matrix, shape, names)
+
+
+def _read_matrix(matrix: h5py.Group | h5py.Dataset, shape: tuple[int, int], names: tuple[Any, ...]) -> Observations:
     if isinstance(matrix, h5py.Group):
         return _read_compressed(matrix, shape, names)
     return Observations.from_dense(matrix[...], row_names=names[0], col_names=names[1])
