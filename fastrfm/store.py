@@ -51,7 +51,9 @@ _SCALARS: dict[str, type | tuple[type, ...]] = {
 # --- observations -------------------------------------------------------------------------------------------------
 
 
-def open_observations(path: PathLike, *, memory: int | None = None) -> Observations | StoredObservations:
+def open_observations(
+    path: PathLike, *, dataset: str | None = None, memory: int | None = None
+) -> Observations | StoredObservations:
     """Return the observations that an HDF5 file holds, read into memory or, if they are too large, left in the file.
 
     Parameters
@@ -59,6 +61,9 @@ def open_observations(path: PathLike, *, memory: int | None = None) -> Observati
     path : str or path
         A file of fastrfm's, of anndata's (.h5ad: X, with the names of obs and var), or with a 2-D dataset of numbers
         in which NaN is missing: /observations, or the only 2-D dataset at the root.
+    dataset : str, optional
+        Where the observations are inside any HDF5 file, such as "runs/3": a 2-D dataset of numbers, or a group laid
+        out as anndata's csr_matrix or csc_matrix. Names are those in row_names and col_names beside it, if as many.
     memory : int, optional
         Bytes that the observations and work on them may take; by default a quarter of what is free. Beyond it the
         solvers read row blocks from the file, pass after pass, to the same bits; factors come on top.
@@ -76,11 +81,12 @@ def open_observations(path: PathLike, *, memory: int | None = None) -> Observati
         If it is a folder, not HDF5, truncated, of another version, a result, or if a dataset is missing or has the
         wrong shape or type.
     InputError
-        If the numbers are unusable: positions out of range or given twice, stored NaN, infinities, no observation.
+        If the numbers are unusable: positions out of range or given twice, stored NaN, infinities, no observation; or
+        if `dataset` is not a name.
     """
     budget = default_memory() if memory is None else memory
     with reading(path) as file:
-        matrix, shape, names = _locate(file, _kind(file))
+        matrix, shape, names = _locate(file, _kind(file)) if dataset is None else _locate_named(file, dataset)
         if IN_MEMORY_FACTOR * stored_bytes(matrix) <= budget:
             return _read_matrix(matrix, shape, names)
         return open_stored(path, matrix.name, shape, names, budget)
@@ -186,6 +192,27 @@ def _read_matrix(matrix: h5py.Group | h5py.Dataset, shape: tuple[int, int], name
     if isinstance(matrix, h5py.Group):
         return _read_compressed(matrix, shape, names)
     return Observations.from_dense(matrix[...], row_names=names[0], col_names=names[1])
+
+
+def _locate_named(file: h5py.File, name: str) -> _Located:
+    if not isinstance(name, str) or not name.strip("/"):
+        raise InputError(f"dataset must name a dataset or a group inside the file, got {name!r}")
+    where = f"/{name.strip('/')}"
+    if where not in file:
+        raise FileFormatError(f"holds no {where}: name what is there, or make a file with `fastrfm convert`")
+    found = file[where]
+    if isinstance(found, h5py.Group) and not {"encoding-type", "shape"} <= set(found.attrs):
+        raise FileFormatError(
+            f"{where} is a plain group: name a csr_matrix, a csc_matrix or a 2-D dataset, as `fastrfm convert` makes"
+        )
+    shape = _shape(found) if isinstance(found, h5py.Group) else get_dataset(file, where, (None, None)).shape
+    return found, shape, (_names_beside(found, "row_names", shape[0]), _names_beside(found, "col_names", shape[1]))
+
+
+def _names_beside(found: h5py.HLObject, key: str, size: int) -> np.ndarray | None:
+    """Names may belong to another matrix of the same group: those of another number are passed over."""
+    is_fitting = getattr(found.parent.get(key), "shape", None) == (size,)
+    return read_names(found.parent, key, size) if is_fitting else None
 
 
 def _only_matrix(file: h5py.File) -> str:

@@ -274,3 +274,49 @@ def test_a_disk_that_fills_up_costs_nothing_but_the_output(tmp_path, limit):
     assert (done.returncode, done.stderr) == (7, "")
     assert "writing failed" in done.stdout
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"]
+
+
+# --- a matrix by its name -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def several(tmp_path, path):
+    """Return a file with matrices of every layout in groups, and some that are none."""
+    with h5py.File(path, "r+") as file:
+        want = observations()
+        csr = sp.csr_matrix((want.values, want.indices, want.indptr), shape=want.shape)
+        anndata.io.write_elem(file, "runs/rows", csr)
+        anndata.io.write_elem(file, "runs/columns", csr.tocsc())
+        file["runs/dense"] = DENSE
+        file["runs/row_names"] = ROW_NAMES
+        file["runs/col_names"] = ["of", "another"]
+        file["runs/cube"] = np.ones((2, 2, 2))
+        file["runs/text"] = [["a", "b"]]
+        file["runs/missing"] = np.full((2, 2), NAN)
+    return path
+
+
+@pytest.mark.parametrize("name", ["runs/rows", "/runs/columns", "runs/dense/"])
+def test_a_matrix_by_name_takes_the_names_that_fit(several, name):
+    assert_same(open_observations(several, dataset=name), Observations.from_dense(DENSE, row_names=ROW_NAMES))
+    assert_same(open_observations(several, dataset="observations"), observations())
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("runs/none", FileFormatError, "holds no /runs/none: name what is there"),
+        ("runs/dense/deeper", FileFormatError, "holds no /runs/dense/deeper"),
+        ("runs", FileFormatError, "/runs is a plain group: name a csr_matrix"),
+        ("runs/cube", FileFormatError, "/runs/cube must have 2 dimension"),
+        ("runs/text", FileFormatError, "/runs/text must hold real numbers"),
+        ("runs/missing", InputError, "no observations"),
+        ("", InputError, "dataset must name a dataset or a group inside the file, got ''"),
+        ("/", InputError, "dataset must name"),
+        (3, InputError, "dataset must name"),
+    ],
+)
+def test_a_matrix_by_a_wrong_name(several, name, error, message):
+    with pytest.raises(error, match=message) as caught:
+        open_observations(several, dataset=name)
+    assert str(caught.value).startswith(f"{several}: ")
