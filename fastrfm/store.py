@@ -24,12 +24,12 @@ from fastrfm._hdf5 import (
     write_names,
     writing_hdf5,
 )
+from fastrfm._layout import FORMAT_VERSION, create_observations, is_triples, mark, open_triples
 from fastrfm.atomic import PathLike
 from fastrfm.errors import FileFormatError, InputError
 from fastrfm.observations import Observations
 from fastrfm.results import CompletionResult, Offsets
 
-FORMAT_VERSION = 1
 _RESERVED = ("format", "format_version", "encoding-type", "encoding-version")
 _SCALARS: dict[str, type | tuple[type, ...]] = {
     "rank": int,
@@ -51,8 +51,9 @@ def open_observations(path: PathLike) -> Observations:
     Parameters
     ----------
     path : str or path
-        A file of fastrfm's, of anndata's (.h5ad: X, with the names of obs and var), or with a 2-D dataset of numbers
-        in which NaN is missing: /observations, or the only 2-D dataset at the root.
+        A file of fastrfm's, of anndata's (.h5ad: X, with the names of obs and var), with triples in any order (/rows,
+        /cols, /values), or with a 2-D dataset of numbers in which NaN is missing: /observations, or the only 2-D
+        dataset at the root.
 
     Returns
     -------
@@ -98,13 +99,9 @@ def write_observations(
         if name in _RESERVED:
             raise InputError(f"attribute name {name} is reserved: choose another")
     with writing_hdf5(path, force) as file:
-        _mark(file)
+        group = create_observations(file, observations.shape)
         for name, value in (attributes or {}).items():
             set_attribute(file, name, value)
-        group = file.create_group("observations")
-        group.attrs["encoding-type"] = "csr_matrix"
-        group.attrs["encoding-version"] = "0.1.0"
-        group.attrs["shape"] = np.array(observations.shape, dtype=np.int64)
         # Contiguous: no chunks, no compression. Rows are read in long runs, which nothing beats.
         group.create_dataset("data", data=observations.values)
         group.create_dataset("indices", data=observations.indices)
@@ -112,13 +109,8 @@ def write_observations(
         write_names(file, observations.row_names, observations.col_names)
 
 
-def _mark(file: h5py.File) -> None:
-    file.attrs["format"] = "fastrfm"
-    file.attrs["format_version"] = FORMAT_VERSION
-
-
 def _kind(file: h5py.File) -> str:
-    """Return "observations", "anndata", "dense" or "result": how the file is laid out."""
+    """Return "observations", "triples", "anndata", "dense" or "result": how the file is laid out."""
     attributes = get_attributes(file)
     is_ours = attributes.get("format") == "fastrfm"
     if is_ours:
@@ -133,6 +125,8 @@ def _kind(file: h5py.File) -> str:
         return "result"
     if is_ours:
         raise FileFormatError("group /observations is missing")
+    if is_triples(file):
+        return "triples"
     if attributes.get("encoding-type") == "anndata" or all(name in file for name in ("X", "obs", "var")):
         return "anndata"
     return "dense"
@@ -143,6 +137,10 @@ def _read_observations(file: h5py.File, kind: str) -> Observations:
         raise FileFormatError("holds a result and no observations: give the file that was completed")
     if kind == "anndata":
         return _read_anndata(file)
+    if kind == "triples":
+        found = open_triples(file)
+        arrays = found.rows[...], found.cols[...], found.values[...]
+        return Observations.from_coo(*arrays, found.shape, row_names=found.row_names, col_names=found.col_names)
     if kind == "observations":
         group = get_group(file, "observations")
         shape = _shape(group)
@@ -223,7 +221,7 @@ def write_result(path: PathLike, result: CompletionResult, *, force: bool = Fals
         If an option is not None, a bool, int, float or str.
     """
     with writing_hdf5(path, force) as file:
-        _mark(file)
+        mark(file)
         group = file.create_group("result")
         for name in _SCALARS:
             set_attribute(group, name, getattr(result, name))
@@ -299,7 +297,7 @@ def describe(path: PathLike) -> dict[str, Any]:
     Returns
     -------
     dict
-        Always: ``kind`` ("observations", "anndata", "dense" or "result"), ``shape``, ``n_observed``,
+        Always: ``kind`` ("observations", "triples", "anndata", "dense" or "result"), ``shape``, ``n_observed``,
         ``share_observed``, ``dtype``, ``n_empty_rows``, ``n_empty_cols`` (without observation), ``has_row_names``,
         ``has_col_names``, ``attributes`` (those of the root that the format does not use) and ``n_bytes`` on disk.
         Of observations also ``min_value`` and ``max_value`` (data's unit). Of a result also ``rank``,
