@@ -20,7 +20,7 @@ from fastrfm.kernels.row_buckets import compress_rows, scatter_to_buckets
 from fastrfm.readers.triples import first_repeat
 
 _BYTES_PER_ENTRY = 128  # of the budget for each entry of a bucket: read, placed, written, and room for the rest
-_FEWEST, _MOST = 256, 1 << 22  # entries of a bucket
+_FEWEST, _MOST = 256, 1 << 20  # entries of a bucket
 _N_TASKS = 8
 
 
@@ -39,7 +39,7 @@ class Buckets:
         n_entries = min(max(memory // _BYTES_PER_ENTRY, _FEWEST), _MOST)
         self.first_rows = _row_ranges(self.indptr, n_entries)
         self.index_dtype = np.dtype(np.int32 if max(source.shape) < 2**31 else np.int64)
-        self._n_repeats: list[int] = []
+        self._has_repeats: list[bool] = []
 
     def fill(self, progress: Progress, *, numbers: bool = False) -> None:
         """Bring the triples to their buckets; with `numbers`, the number of each entry in place of its value."""
@@ -70,25 +70,25 @@ class Buckets:
             rows, cols, values = self._bucket(bucket)
             indptr = self.indptr[first : last + 1] - self.indptr[first]
             bounds = _shared_rows(indptr)
-            indices, out = np.empty(rows.size, dtype=self.index_dtype), np.empty(rows.size, dtype=values.dtype)
-            n_repeats = np.zeros(bounds.size - 1, dtype=np.int64)
-            compress_rows(bounds, indptr, rows, cols, values, indptr[:-1].copy(), indices, out, n_repeats)
-            self._n_repeats.append(int(n_repeats.sum()))
-            yield int(self.indptr[first]), int(self.indptr[last]), indices, out
+            placed, out = ([np.empty_like(cols), np.empty_like(values)] for _ in range(2))
+            repeats = np.zeros(bounds.size - 1, dtype=np.int64)
+            compress_rows(bounds, indptr, rows, cols, values, indptr[:-1].copy(), *placed, *out, repeats)
+            self._has_repeats.append(bool(repeats.any()))
+            yield int(self.indptr[first]), int(self.indptr[last]), *out
 
     def find_repeat(self) -> tuple[int, int, int] | None:
         """Return, after :meth:`compressed`, what ``first_repeat`` says of all triples; None if no pair repeats."""
-        with_repeats = [bucket for bucket, n in enumerate(self._n_repeats) if n]
-        if not with_repeats:
+        if not any(self._has_repeats):
             return None
         self.close()
         self.fill(lambda _: None, numbers=True)
-        found = []
-        for bucket in with_repeats:
+        found, n_repeats = [], 0
+        for bucket in np.flatnonzero(self._has_repeats).tolist():
             rows, cols, numbers = self._bucket(bucket)
             if repeat := first_repeat(rows, cols):
                 found.append((int(numbers[repeat[0]]), int(numbers[repeat[1]])))
-        return (*min(found), sum(self._n_repeats))
+                n_repeats += repeat[2]
+        return (*min(found), n_repeats)
 
     def close(self) -> None:
         """Give memory and files back."""

@@ -31,7 +31,7 @@ class Column:
             self._array[start : start + numbers.size] = numbers
             return
         offset = start * self.dtype.itemsize
-        left = memoryview(np.ascontiguousarray(numbers, dtype=self.dtype)).cast("B")
+        left = np.ascontiguousarray(numbers, dtype=self.dtype).data.cast("B")
         while left:
             written = os.pwrite(self._handle, left, offset)
             left, offset = left[written:], offset + written
@@ -41,7 +41,7 @@ class Column:
         if self._array is not None:
             return self._array[start:stop]
         numbers = np.empty(stop - start, dtype=self.dtype)
-        left, offset = memoryview(numbers).cast("B"), start * self.dtype.itemsize
+        left, offset = numbers.data.cast("B"), start * self.dtype.itemsize
         while left:
             n_read = os.preadv(self._handle, [left], offset)
             if not n_read:

@@ -61,7 +61,8 @@ class TextSource:
         self._block_triples = min(max(memory // 256, _SMALLEST_BLOCK), _MOST_TRIPLES)
         self._spool = Spool(folder, (np.int32, np.int32, np.float64), memory // 4)
         self._maps: tuple[np.ndarray, np.ndarray] | None = None
-        self.row_names = self.col_names = None
+        self.row_names: Any = None
+        self.col_names: Any = None
 
     def scan(self, progress: Progress) -> None:
         """Read the text once."""

@@ -10,6 +10,8 @@ from numba import prange
 
 from fastrfm._numba import inner, parallel_kernel
 
+_RUN = 64  # entries that are sorted by counting
+
 
 @parallel_kernel
 def scatter_to_buckets(bounds, rows, cols, values, bucket_of_row, row_starts, ends, out_rows, out_cols, out_values):
@@ -51,37 +53,62 @@ def scatter_to_buckets(bounds, rows, cols, values, bucket_of_row, row_starts, en
 
 
 @inner
-def _sort_by_column(indices, values, start, stop):
-    """Sort entries ``start:stop`` by column (gaps of Shell's kind) and return how many repeat the one before."""
-    is_sorted = True
-    for t in range(start + 1, stop):
-        if indices[t] < indices[t - 1]:
-            is_sorted = False
-            break
-    gap = 1
-    if not is_sorted:
-        while gap < (stop - start) // 3:
-            gap = gap * 9 // 4 + 1
-        while gap > 0:
-            for t in range(start + gap, stop):
-                column, value = indices[t], values[t]
-                place = t
-                while place >= start + gap and indices[place - gap] > column:
-                    indices[place] = indices[place - gap]
-                    values[place] = values[place - gap]
-                    place -= gap
-                indices[place] = column
-                values[place] = value
-            gap = 0 if gap == 1 else max((gap - 1) * 4 // 9, 1)
+def _sort_run(columns, values, start, stop, out_columns, out_values):
+    """Put a short run in order by counting, for each entry, those that are not above: no branch to guess wrong.
+
+    Entries of equal columns meet at one place; the places that they leave empty hold -1.
+    """
+    for t in range(start, stop):
+        out_columns[t] = -1
+    for t in range(start, stop):
+        column = columns[t]
+        n_not_above = 0
+        for s in range(start, stop):
+            n_not_above += columns[s] <= column
+        out_columns[start + n_not_above - 1] = column
+        out_values[start + n_not_above - 1] = values[t]
+
+
+@inner
+def _merge_runs(columns, values, start, middle, stop, out_columns, out_values):
+    a, b = start, middle
+    for t in range(start, stop):
+        takes_first = b >= stop or (a < middle and columns[a] <= columns[b])
+        source = a if takes_first else b
+        out_columns[t] = columns[source]
+        out_values[t] = values[source]
+        a += takes_first
+        b += not takes_first
+
+
+@inner
+def _sort_row(columns, values, start, stop, out_columns, out_values):
+    """Sort entries ``start:stop`` by column into the outputs and return how many columns occurred before."""
+    for first in range(start, stop, _RUN):
+        _sort_run(columns, values, first, min(first + _RUN, stop), out_columns, out_values)
     n_repeats = 0
+    for t in range(start, stop):
+        n_repeats += out_columns[t] < 0
+    if n_repeats > 0:
+        return n_repeats
+    width = _RUN
+    while width < stop - start:
+        for t in range(start, stop):
+            columns[t] = out_columns[t]
+            values[t] = out_values[t]
+        for first in range(start, stop, 2 * width):
+            middle = min(first + width, stop)
+            _merge_runs(columns, values, first, middle, min(first + 2 * width, stop), out_columns, out_values)
+        width *= 2
     for t in range(start + 1, stop):
-        if indices[t] == indices[t - 1]:
-            n_repeats += 1
+        n_repeats += out_columns[t] == out_columns[t - 1]
     return n_repeats
 
 
 @parallel_kernel
-def compress_rows(bounds, indptr, rows, cols, values, cursor, indices, out_values, n_repeats):
+def compress_rows(
+    bounds, indptr, rows, cols, values, cursor, placed_cols, placed_values, out_cols, out_values, repeats
+):
     """Put triples into rows with ascending columns.
 
     Parameters
@@ -93,10 +120,12 @@ def compress_rows(bounds, indptr, rows, cols, values, cursor, indices, out_value
     rows, cols, values : (n,) int32 or int64 (both), float32 or float64
     cursor : (n_rows,) int64, changed
         Starts as ``indptr[:-1]``.
-    indices, out_values : (n,) written
-        A task owns the places of its rows.
-    n_repeats : (n_tasks,) int64, written
-        Entries whose row and column occurred before.
+    placed_cols, placed_values : (n,) overwritten
+        Room for the rows before they are sorted.
+    out_cols, out_values : (n,) written
+        A task owns the places of its rows. Where a pair repeats, its row means nothing.
+    repeats : (n_tasks,) int64, written
+        Above 0 if a row and column occurred before.
     """
     for task in prange(bounds.size - 1):
         first, last = bounds[task], bounds[task + 1]
@@ -105,9 +134,9 @@ def compress_rows(bounds, indptr, rows, cols, values, cursor, indices, out_value
             if first <= row and row < last:
                 place = cursor[row]
                 cursor[row] = place + 1
-                indices[place] = cols[t]
-                out_values[place] = values[t]
+                placed_cols[place] = cols[t]
+                placed_values[place] = values[t]
         found = 0
         for row in range(first, last):
-            found += _sort_by_column(indices, out_values, indptr[row], indptr[row + 1])
-        n_repeats[task] = found
+            found += _sort_row(placed_cols, placed_values, indptr[row], indptr[row + 1], out_cols, out_values)
+        repeats[task] = found

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from fastrfm.errors import FileFormatError, MissingFileError
 
@@ -179,7 +179,7 @@ def opened(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
                 yield file, file
                 return
             with gzip.open(file) as unpacked:
-                yield unpacked, file
+                yield cast(IO[bytes], unpacked), file
     except FileNotFoundError:
         raise MissingFileError(f"{path}: no such file") from None
     except IsADirectoryError:

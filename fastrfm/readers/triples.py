@@ -66,9 +66,8 @@ def triple_blocks(stream: TextStream, indexed: bool, n_bytes: int = BLOCK_BYTES)
     is_large = max(stream.n_bytes, len(stream.raw)) >= _COMPILED_FROM
     for piece in pieces:
         if b'"' in piece.content:  # a quoted field may go on in the next block: no more blocks from here on
-            records = split_records(
-                piece, chain.from_iterable(map(Text.lines, chain([piece], pieces))), has_quotes=True
-            )
+            lines = chain.from_iterable(map(Text.lines, chain([piece], pieces)))
+            records = split_records(piece, lines, has_quotes=True)
         else:
             block = _read_numbers(piece, n_columns, indexed) if is_large else None
             if block is not None:
@@ -156,7 +155,8 @@ def repeat_error(stream: TextStream, indexed: bool, repeat: tuple[int, int, int]
     The file is read once more for it, so that nobody has to keep line numbers.
     """
     later, earlier, n_repeats = repeat
-    found, n_seen = {}, 0
+    found: dict[int, tuple[int, str, str]] = {}
+    n_seen = 0
     for block in triple_blocks(stream, indexed):
         there = np.flatnonzero(~np.isnan(block.values))
         for entry in {earlier, later} - set(found):
