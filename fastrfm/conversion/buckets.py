@@ -74,7 +74,7 @@ class Buckets:
             repeats = np.zeros(bounds.size - 1, dtype=np.int64)
             compress_rows(bounds, indptr, rows, cols, values, indptr[:-1].copy(), *placed, *out, repeats)
             self._has_repeats.append(bool(repeats.any()))
-            yield int(self.indptr[first]), int(self.indptr[last]), *out
+            yield int(self.indptr[first]), int(self.indptr[last]), out[0], out[1]
 
     def find_repeat(self) -> tuple[int, int, int] | None:
         """Return, after :meth:`compressed`, what ``first_repeat`` says of all triples; None if no pair repeats."""

@@ -13,7 +13,7 @@ from numba import prange
 
 from fastrfm._numba import exact_inner, exact_kernel
 
-BYTES_PER_RECORD = 6  # the shortest: 1,2,3 and the end of the line
+BYTES_PER_RECORD = 5  # the shortest: 1,2, and the end of the line, without a value
 _NEWLINE, _RETURN, _BLANK, _TAB, _PLUS, _MINUS, _POINT, _ZERO, _NINE = 10, 13, 32, 9, 43, 45, 46, 48, 57
 _EXACT_BELOW = 1 << 53
 _MOST_DIGITS = 18
@@ -162,6 +162,8 @@ def _parse_lines(content, start, stop, separator, n_columns, rows, cols, values,
                     or content[at] == separator
                     or (takes_blanks and (content[at] == _BLANK or content[at] == _TAB))
                 ):
+                    if content[at] < _BLANK and content[at] != _TAB:
+                        return -1, n_lines
                     at += 1
                 places[record, 0], places[record, 1] = begin, max(at, 1)
             values[record] = value
@@ -189,12 +191,12 @@ def parse_triples(content, bounds, separator, n_columns, rows, cols, values, pla
         Byte between two fields; -1 for runs of blanks and tabs.
     n_columns : int
         Fields of every line; the first three are row, column and value.
-    rows, cols : (n_bytes // 6,) int64, written
-        Labels. Task t writes its records one after another from place ``bounds[t] // 6`` on.
-    values : (n_bytes // 6,) float64, written
-    places : (n_bytes // 6, 2) int64, written
+    rows, cols : (n_bytes // 5,) int64, written
+        Labels. Task t writes its records one after another from place ``bounds[t] // 5`` on.
+    values : (n_bytes // 5,) float64, written
+    places : (n_bytes // 5, 2) int64, written
         Start and end of a value that the caller has to read; the end is 0 where `values` holds it.
-    lines : (n_bytes // 6,) int64, written
+    lines : (n_bytes // 5,) int64, written
         Line of each record, from 0 within its task.
     counts : (n_tasks, 2) int64, written
         Records, -1 if a line is odd, and lines of each task.

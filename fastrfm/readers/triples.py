@@ -209,15 +209,19 @@ def _read_numbers(piece: Text, n_columns: int, indexed: bool) -> TripleBlock | N
 def _read_other_values(content: bytes, places: np.ndarray, values: np.ndarray) -> bool:
     """Read the values that the parser left; return whether all are finite numbers or missing."""
     left = np.flatnonzero(places[:, 1])
-    numbers = array("d")
-    for start, stop in places[left].tolist():
-        field = content[start:stop].decode().strip()
-        value = parse_number(field) if field.isprintable() else None
-        if value is None or value in (float("inf"), float("-inf")):
+    text = content.decode()
+    fields = [text[start:stop] for start, stop in places[left].tolist()]
+    try:
+        if "_" in text:  # Python's float takes 1_000 for a thousand
+            raise ValueError
+        numbers = array("d", map(float, fields))
+    except ValueError:
+        parsed = [parse_number(field.strip()) for field in fields]
+        if None in parsed:
             return False
-        numbers.append(value)
+        numbers = array("d", parsed)  # type: ignore[arg-type]
     values[left] = numbers
-    return True
+    return not np.isinf(values[left]).any()
 
 
 def _read_carefully(text: Text, batch: list[tuple[int, list[str]]], n_columns: int, indexed: bool) -> TripleBlock:
