@@ -16,8 +16,9 @@ import h5py
 import numpy as np
 
 from fastrfm.atomic import PathLike, writing
-from fastrfm.errors import FileFormatError, InputError, MissingFileError
+from fastrfm.errors import FastrfmError, FileFormatError, InputError, MissingFileError
 
+_REMEDY = "; make the file again with `fastrfm convert`"
 TEXT = h5py.string_dtype("utf-8")
 _IMAGE_STEP = 1 << 24  # bytes by which a file in memory grows
 _NAMES_AT_ONCE = 1 << 16
@@ -25,8 +26,8 @@ _SPARE = 1 << 22  # bytes for HDF5's own structures beside large datasets
 
 
 @contextlib.contextmanager
-def reading(path: PathLike) -> Iterator[h5py.File]:
-    """Yield the file open for reading; errors that leave the block begin with `path`.
+def reading(path: PathLike, *, remedy: str = _REMEDY) -> Iterator[h5py.File]:
+    """Yield the file open for reading; errors about it that leave the block begin with `path` and end with `remedy`.
 
     Raises
     ------
@@ -41,8 +42,9 @@ def reading(path: PathLike) -> Iterator[h5py.File]:
         try:
             yield file
         except (FileFormatError, InputError) as error:
-            remedy = "" if "fastrfm convert" in str(error) else "; make the file again with `fastrfm convert`"
-            raise type(error)(f"{path}: {error}{remedy}") from None
+            raise type(error)(f"{path}: {error}{'' if 'fastrfm convert' in str(error) else remedy}") from None
+        except FastrfmError:  # about another file
+            raise
         except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
             raise FileFormatError(f"{path}: damaged, part of it cannot be read ({error}): make it again") from error
 

@@ -1,7 +1,8 @@
 """Measure ``fastrfm convert`` on triples in random order: triples per second and peak memory, from csv and from HDF5.
 
-Each run is a process of its own, so that its peak counts nothing else; a first run at a small size, not counted,
-compiles and fills the kernel cache. ``--smoke`` runs everything once at small sizes, to show that it runs.
+Each run is a process of its own, so that its peak counts nothing else (the files too are made in one); a first run at
+a small size, not counted, compiles and fills the kernel cache. Times begin when the process has loaded the package
+and include loading its kernels. ``--smoke`` runs everything once at small sizes, to show that it runs.
 """
 
 from __future__ import annotations
@@ -22,9 +23,19 @@ from bench_common import describe_machine
 from fastrfm._memory import parse_memory
 
 _PIECE = 1 << 20
+_CONTEXT = multiprocessing.get_context("spawn")
 
 
-def write_sources(folder: Path, n: int, n_rows: int, n_cols: int) -> dict[str, Path]:
+def source_paths(folder: Path) -> dict[str, Path]:
+    """Return the kinds of input and where each lies."""
+    return {
+        "HDF5": folder / "triples.h5",
+        "csv, half stars": folder / "stars.csv",
+        "csv, 17 digits": folder / "reals.csv",
+    }
+
+
+def write_sources(folder: Path, n: int, n_rows: int, n_cols: int) -> None:
     """Write the same `n` triples (half stars at places in random order) as csv and HDF5, and as csv with 17 digits."""
     rng = np.random.default_rng(0)
     step = n_rows * n_cols // n  # one place in each of n strata, then shuffled: no pair twice
@@ -32,11 +43,7 @@ def write_sources(folder: Path, n: int, n_rows: int, n_cols: int) -> dict[str, P
     rng.shuffle(places)
     rows, cols = np.divmod(places, n_cols)
     values = rng.integers(1, 11, n) / 2
-    paths = {
-        "HDF5": folder / "triples.h5",
-        "csv, half stars": folder / "stars.csv",
-        "csv, 17 digits": folder / "reals.csv",
-    }
+    paths = source_paths(folder)
     with h5py.File(paths["HDF5"], "w") as file:
         file["rows"], file["cols"], file["values"] = rows.astype(np.int32), cols.astype(np.int32), values
     for name, written in (("csv, half stars", values), ("csv, 17 digits", rng.standard_normal(n))):
@@ -46,7 +53,6 @@ def write_sources(folder: Path, n: int, n_rows: int, n_cols: int) -> dict[str, P
                 part = slice(start, start + _PIECE)
                 table = zip(rows[part].tolist(), cols[part].tolist(), written[part].tolist(), strict=True)
                 text.writelines(f"{row},{col},{value!r}\n" for row, col, value in table)
-    return paths
 
 
 def _convert(source: Path, memory: int, queue: Queue[tuple[float, float, int]]) -> None:
@@ -62,13 +68,19 @@ def _convert(source: Path, memory: int, queue: Queue[tuple[float, float, int]]) 
 
 def run(source: Path, memory: int) -> tuple[float, float, int]:
     """Return seconds, peak memory in MiB and triples of one conversion in a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=_convert, args=(source, memory, queue))
+    queue = _CONTEXT.Queue()
+    process = _CONTEXT.Process(target=_convert, args=(source, memory, queue))
     process.start()
     answer: tuple[float, float, int] = queue.get()
     process.join()
     return answer
+
+
+def make(folder: Path, n: int, n_rows: int, n_cols: int) -> None:
+    """Write the sources in a process of their own: a child's peak memory begins at that of its parent."""
+    process = _CONTEXT.Process(target=write_sources, args=(folder, n, n_rows, n_cols))
+    process.start()
+    process.join()
 
 
 @click.command()
@@ -84,11 +96,12 @@ def main(n: int, repeats: int, budgets: tuple[str, ...], folder: Path | None, sm
     budgets = ("100K",) if smoke else budgets
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         if not smoke:
-            for path in write_sources(Path(scratch), 600_000, 10_000, 10_000).values():
+            make(Path(scratch), 600_000, 10_000, 10_000)
+            for path in source_paths(Path(scratch)).values():
                 run(path, 1 << 20)
-        sources = write_sources(Path(scratch), n, max(n // 20, 1000), 50_000)
+        make(Path(scratch), n, max(n // 20, 1000), 50_000)
         click.echo(f"{n} triples, {max(n // 20, 1000)} x 50000, random order, median of {repeats}")
-        for name, path in sources.items():
+        for name, path in source_paths(Path(scratch)).items():
             for budget in budgets:
                 seconds, peaks, counts = zip(*(run(path, parse_memory(budget)) for _ in range(repeats)), strict=True)
                 middle = float(np.median(seconds))

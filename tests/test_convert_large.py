@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import h5py
+import numba
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -194,6 +195,26 @@ def test_hdf5_triples_open_as_they_are(tmp_path):
     assert open_observations(tmp_path / "small.h5").shape == (2, 3)
 
 
+def test_every_value_is_the_double_that_python_reads():
+    from fastrfm.kernels import parse_triples
+
+    rng = np.random.default_rng(0)
+    n = 300 if numba.config.DISABLE_JIT else 200_000
+    numbers = rng.integers(0, 10**18, n) // 10 ** rng.integers(0, 18, n)
+    texts = [f"{number}e-{shift}" for number, shift in zip(numbers.tolist(), rng.integers(0, 23, n), strict=True)]
+    texts += [repr(value) for value in (rng.normal(size=n) * 10.0 ** rng.integers(-5, 6, n)).tolist()]
+    # Halfway between two doubles, and next to it: 2^53 + odd, shifted by powers of five.
+    halves = (2**53 + 1 + 2 * rng.integers(0, 2**20, 1000)).tolist()
+    texts += [f"{half * 5**k + d}e-{k}" for half in halves for k in range(3) for d in (-1, 0, 1)]
+    n_left = 0
+    for text in texts:
+        field = np.frombuffer(f"{text}\n".encode(), dtype=np.uint8)
+        value, _, is_exact = parse_triples._parse_value(field, 0)
+        n_left += not is_exact
+        assert not is_exact or value == float(text), text
+    assert n_left < 0.05 * len(texts)
+
+
 def test_long_rows_are_merged():
     rng = np.random.default_rng(0)
     for n in (1, 2, 63, 64, 65, 128, 129, 1000):
@@ -294,6 +315,7 @@ def test_positions(tmp_path):
         (([0, 1], [1, 2], [1.0, math.inf]), None, InputError, "/values must be finite, got inf in entry 1"),
         (([0, 10**12], [1, 2], [1.0, 2.0]), None, InputError, "number the rows from 0"),
         (([0.5, 1], [1, 2], [1.0, 2.0]), None, FileFormatError, "/rows must hold whole numbers"),
+        (([0, 0], [1, 1], [1.0, 2.0]), None, InputError, "triples.h5: entries 0 and 1 both give row 0, column 1: keep"),
         (([0], [1, 2], [1.0, 2.0]), None, FileFormatError, "must have shape (2)"),
         (([0, 1], [1, 2], [1.0, 2.0]), (5,), FileFormatError, "attribute shape of /"),
     ],
@@ -425,14 +447,20 @@ def test_two_at_once_never_mix(many, tmp_path, force):
 
 
 @pytest.mark.parametrize("limit", [100_000, 1_000_000, 2_000_000])
-def test_a_full_disk_is_a_clean_error(many, tmp_path, limit):
-    output = tmp_path / "out.h5"
+@pytest.mark.parametrize("is_text", [True, False])
+def test_a_full_disk_is_a_clean_error(many, tmp_path, tmp_path_factory, limit, is_text):
+    output, source = tmp_path / "out.h5", many
+    if not is_text:
+        source = tmp_path_factory.mktemp("hdf5") / "triples.h5"
+        with h5py.File(source, "w") as file:
+            for name, values in zip(("rows", "cols", "values"), read_observations(many).to_coo(), strict=True):
+                file[name] = values
     output.write_bytes(b"old")
     before = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[0][1]))
         with pytest.raises(WriteError, match=r"out\.h5: writing failed, File too large"):
-            convert(many, output, memory=200_000, force=True)
+            convert(source, output, memory=200_000, force=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before[0])
         signal.signal(signal.SIGXFSZ, before[1])

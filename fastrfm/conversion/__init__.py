@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from fastrfm._interrupt import deferred
 from fastrfm._memory import default_memory
 from fastrfm.atomic import check_output, scratch_folder
-from fastrfm.errors import FastrfmError, InputError
+from fastrfm.errors import InputError
 from fastrfm.readers import TextOpening, check_reading, file_kind, open_lines, read_with_notes
 from fastrfm.store import write_observations
 
@@ -88,7 +88,7 @@ def convert(
         from fastrfm._hdf5 import reading
         from fastrfm._layout import is_triples
 
-        with reading(source) as file:
+        with reading(source, remedy="") as file:
             if is_triples(file) and "observations" not in file:
                 with scratch_folder(destination) as folder:
                     return _convert_datasets(file, source, destination, force, memory, report, folder)
@@ -110,8 +110,6 @@ def _named(path: Path) -> Iterator[None]:
         yield
     except InputError as error:
         raise error if str(error).startswith(path.name) else InputError(f"{path.name}: {error}") from None
-    except FastrfmError:
-        raise
 
 
 def _convert_text(
@@ -147,12 +145,15 @@ def _convert(
     from fastrfm.conversion.output import write_buckets
     from fastrfm.conversion.sources import shares
 
-    with deferred():
-        source.scan(shares(progress, 0.0, _SCANNED))
-        if not source.n:
-            raise InputError("no observations, every entry is missing: give at least one value")
-        buckets = Buckets(source, folder, memory)
-        buckets.fill(shares(progress, _SCANNED, _FILLED))
-    write_buckets(source, buckets, destination, force, shares(progress, _FILLED, 1.0), folder)
+    with contextlib.closing(source):
+        with deferred():
+            source.scan(shares(progress, 0.0, _SCANNED))
+            if not source.n:
+                raise InputError("no observations, every entry is missing: give at least one value")
+            buckets = Buckets(source, folder, memory)
+        with contextlib.closing(buckets):
+            with deferred():
+                buckets.fill(shares(progress, _SCANNED, _FILLED))
+            write_buckets(source, buckets, destination, force, shares(progress, _FILLED, 1.0), folder)
     named = source.row_names is not None, source.col_names is not None
     return Conversion(words, source.shape, source.n, named, notes)

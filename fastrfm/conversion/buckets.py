@@ -20,7 +20,8 @@ from fastrfm.kernels.row_buckets import compress_rows, scatter_to_buckets
 from fastrfm.readers.triples import first_repeat
 
 _BYTES_PER_ENTRY = 128  # of the budget for each entry of a bucket: read, placed, written, and room for the rest
-_FEWEST, _MOST = 256, 1 << 20  # entries of a bucket
+_FEWEST, _CACHED = 256, 1 << 20  # entries of a bucket: at least, and where more would leave the processor's cache
+_MOST_BUCKETS = 512  # beyond, pieces of a block become small writes; a small budget has its way
 _N_TASKS = 8
 
 
@@ -36,9 +37,10 @@ class Buckets:
     def __init__(self, source: Source, folder: Path, memory: int) -> None:
         self._source, self._folder, self._memory = source, folder, memory
         self.indptr = np.concatenate(([0], np.cumsum(source.row_counts, dtype=np.int64)))
-        n_entries = min(max(memory // _BYTES_PER_ENTRY, _FEWEST), _MOST)
+        n_entries = max(min(memory // _BYTES_PER_ENTRY, max(_CACHED, source.n // _MOST_BUCKETS)), _FEWEST)
         self.first_rows = _row_ranges(self.indptr, n_entries)
         self.index_dtype = np.dtype(np.int32 if max(source.shape) < 2**31 else np.int64)
+        self._columns: list[Column] = []
         self._has_repeats: list[bool] = []
 
     def fill(self, progress: Progress, *, numbers: bool = False) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from fastrfm._interrupt import check
 from fastrfm._layout import Triples
 from fastrfm.conversion.scratch import Spool
-from fastrfm.errors import InputError
+from fastrfm.errors import FileFormatError, InputError
 from fastrfm.kernels.label_codes import count_codes
 from fastrfm.readers.labels import AxisLabels
 from fastrfm.readers.stream import BLOCK_BYTES, TextStream
@@ -45,6 +45,9 @@ class Source(Protocol):
 
     def replay(self) -> Iterator[Block]:
         """Yield rows (int64), columns (int64) and values in the order of the file."""
+
+    def close(self) -> None:
+        """Give memory and files back."""
 
     def repeat_error(self, repeat: tuple[int, int, int]) -> InputError:
         """Return the error for a pair that occurs twice, see ``readers.triples.first_repeat``."""
@@ -157,8 +160,12 @@ class DatasetSource:
         found = self._triples
         for start in range(0, self.n, self._block_triples):
             part = slice(start, start + self._block_triples)
-            rows, cols = (data[part].astype(np.int64, copy=False) for data in (found.rows, found.cols))
-            yield rows, cols, found.values[part].astype(self.value_dtype, copy=False)
+            try:
+                rows, cols, values = found.rows[part], found.cols[part], found.values[part]
+            except (OSError, RuntimeError) as error:
+                raise FileFormatError(f"damaged, part of it cannot be read ({error}): make it again") from error
+            positions = rows.astype(np.int64, copy=False), cols.astype(np.int64, copy=False)
+            yield *positions, values.astype(self.value_dtype, copy=False)
 
     def close(self) -> None:
         """Nothing is held."""

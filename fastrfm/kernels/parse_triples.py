@@ -1,8 +1,9 @@
 """Lines of plain numbers (row, column, value, ...) in bytes to arrays: the quick way through ordinary files.
 
-A label is a whole number as people write it, at most 18 digits. A value of at most 18 digits that fits in 53 bits,
-times or divided by a power of ten up to 22, takes one operation on exact operands and so is the double that Python's
-``float`` gives; any other value is left to the caller by its place. Whatever else a line holds is "odd", and the
+A label is a whole number as people write it, at most 18 digits. A value is the double that Python's ``float`` gives,
+or is left to the caller by its place. Of at most 18 digits, it takes one operation on exact operands if it fits in 53
+bits, times or over a power of ten up to 22; if it is longer, a quotient of twice the precision, kept where its error
+cannot change the rounding. Whatever else a line holds is "odd", and the
 caller reads the block in another way. Not here: quotes, words, encodings, messages.
 """
 
@@ -65,6 +66,33 @@ def _parse_digits(content, at, number, n_digits):
 
 
 @exact_inner
+def _split(number):
+    """Return two doubles of 26 bits each that add up to a double (Veltkamp)."""
+    spread = number * 134217729.0
+    high = spread - (spread - number)
+    return high, number - high
+
+
+@exact_inner
+def _divide_long(number, divisor):
+    """Return number / divisor, rounded once, and whether that is certain; a whole number and a power of ten <= 1e22.
+
+    First quotient q, exact remainder r by Dekker's product, second quotient r / divisor, known to 51 bits: the sum
+    is right if moving the second by far more than its error leaves the sum as it is.
+    """
+    top = np.float64(number)
+    rest = np.float64(number - np.int64(top))
+    first = top / divisor
+    product = first * divisor
+    a_high, a_low = _split(first)
+    b_high, b_low = _split(divisor)
+    missing = ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
+    second = (((top - product) - missing) + rest) / divisor
+    margin = abs(second) * 2.0**-45
+    return first + (second + margin), first + (second + margin) == first + (second - margin)
+
+
+@exact_inner
 def _parse_value(content, at):
     """Return a number, the place after it and whether the number is exact; if not, the place means nothing."""
     is_negative = content[at] == _MINUS
@@ -79,7 +107,7 @@ def _parse_value(content, at):
         number, n_digits, at = _parse_digits(content, first, number, n_digits)
         n_written += at - first
         exponent = first - at
-    if n_written == 0 or n_digits > _MOST_DIGITS or number > _EXACT_BELOW:
+    if n_written == 0 or n_digits > _MOST_DIGITS:
         return 0.0, at, False
     if content[at] == 69 or content[at] == 101:  # E or e
         at += 1
@@ -94,6 +122,13 @@ def _parse_value(content, at):
     if exponent < -22 or exponent > 22:
         return 0.0, at, False
     value = np.float64(number)
+    if number > _EXACT_BELOW:
+        if exponent > 0:
+            return 0.0, at, False
+        is_certain = True  # a whole number alone is rounded once
+        if exponent < 0:
+            value, is_certain = _divide_long(number, _POWERS[-exponent])
+        return (-value if is_negative else value), at, is_certain
     value = value / _POWERS[-exponent] if exponent < 0 else value * _POWERS[exponent]
     return (-value if is_negative else value), at, True
 

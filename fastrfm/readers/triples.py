@@ -210,7 +210,8 @@ def _read_other_values(content: bytes, places: np.ndarray, values: np.ndarray) -
     """Read the values that the parser left; return whether all are finite numbers or missing."""
     left = np.flatnonzero(places[:, 1])
     text = content.decode()
-    fields = [text[start:stop] for start, stop in places[left].tolist()]
+    starts, stops = places[left, 0].tolist(), places[left, 1].tolist()
+    fields = [text[start:stop] for start, stop in zip(starts, stops, strict=True)]
     try:
         if "_" in text:  # Python's float takes 1_000 for a thousand
             raise ValueError
