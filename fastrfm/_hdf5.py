@@ -9,22 +9,25 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
 from fastrfm.atomic import PathLike, writing
-from fastrfm.errors import FileFormatError, InputError, MissingFileError
+from fastrfm.errors import FastrfmError, FileFormatError, InputError, MissingFileError
 
+_REMEDY = "; make the file again with `fastrfm convert`"
 TEXT = h5py.string_dtype("utf-8")
 _IMAGE_STEP = 1 << 24  # bytes by which a file in memory grows
+_NAMES_AT_ONCE = 1 << 16
 _SPARE = 1 << 22  # bytes for HDF5's own structures beside large datasets
 
 
 @contextlib.contextmanager
-def reading(path: PathLike) -> Iterator[h5py.File]:
-    """Yield the file open for reading; errors that leave the block begin with `path`.
+def reading(path: PathLike, *, remedy: str = _REMEDY) -> Iterator[h5py.File]:
+    """Yield the file open for reading; errors about it that leave the block begin with `path` and end with `remedy`.
 
     Raises
     ------
@@ -39,8 +42,9 @@ def reading(path: PathLike) -> Iterator[h5py.File]:
         try:
             yield file
         except (FileFormatError, InputError) as error:
-            remedy = "" if "fastrfm convert" in str(error) else "; make the file again with `fastrfm convert`"
-            raise type(error)(f"{path}: {error}{remedy}") from None
+            raise type(error)(f"{path}: {error}{'' if 'fastrfm convert' in str(error) else remedy}") from None
+        except FastrfmError:  # about another file
+            raise
         except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
             raise FileFormatError(f"{path}: damaged, part of it cannot be read ({error}): make it again") from error
 
@@ -60,19 +64,19 @@ def writing_hdf5(path: PathLike, force: bool) -> Iterator[h5py.File]:
 
 
 @contextlib.contextmanager
-def writing_large_hdf5(path: PathLike, force: bool, n_bytes: int) -> Iterator[h5py.File]:
+def writing_large_hdf5(path: PathLike, force: bool, n_bytes: int, *, folder: Path | None = None) -> Iterator[h5py.File]:
     """Yield an HDF5 file on disk, to be filled piece by piece; see ``atomic.writing`` for what happens at its end.
 
     Room for `n_bytes` of datasets (and some for HDF5's own structures) is taken first, so that a full disk is met
     there, where it is a clean error, and not inside HDF5. Store large datasets contiguous, or chunked without filters;
-    count the chunks at the edges whole.
+    count the chunks at the edges whole. `folder` is where the file is made until it is whole, see ``atomic.writing``.
 
     Raises
     ------
     OutputExistsError, WriteError
         As :func:`fastrfm.atomic.writing`.
     """
-    with writing(path, force) as aside:
+    with writing(path, force, folder=folder) as aside:
         # Opened for writing afresh, HDF5 would give the room back: so it gets a whole, empty file to add to.
         with h5py.File(aside, "w", driver="core", backing_store=False, libver="v110") as file:
             file.flush()
@@ -177,13 +181,25 @@ def read_names(parent: h5py.Group, name: str, size: int) -> np.ndarray | None:
     return np.array([str(number) for number in found[...].tolist()], dtype=object)
 
 
-def write_names(file: h5py.File, row_names: np.ndarray | None, col_names: np.ndarray | None) -> None:
-    """Write /row_names and /col_names, where there are any, as variable-length UTF-8."""
+def write_names(file: h5py.File, row_names: Any, col_names: Any) -> None:
+    """Write /row_names and /col_names, where there are any (arrays or lists), as variable-length UTF-8."""
     for name, values in (("row_names", row_names), ("col_names", col_names)):
         if values is not None:
-            dataset = file.create_dataset(name, data=np.asarray(values, dtype=object), dtype=TEXT)
+            dataset = file.create_dataset(name, shape=(len(values),), dtype=TEXT)
+            for start in range(0, len(values), _NAMES_AT_ONCE):
+                part = values[start : start + _NAMES_AT_ONCE]
+                dataset[start : start + len(part)] = np.array([str(value) for value in part], dtype=object)
             dataset.attrs["encoding-type"] = "string-array"  # anndata reads them too
             dataset.attrs["encoding-version"] = "0.2.0"
+
+
+def names_size(values: Any) -> int:
+    """Return bytes enough for names in a file: a reference, a header and padding for each, and the text."""
+    if values is None:
+        return 0
+    numbers = isinstance(values, np.ndarray) and values.dtype.kind == "i"
+    n_text = 20 * len(values) if numbers else sum(len(str(value).encode()) for value in values)
+    return 48 * len(values) + n_text
 
 
 def set_attribute(holder: h5py.HLObject, name: str, value: Any) -> None:

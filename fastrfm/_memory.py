@@ -1,6 +1,7 @@
-"""How much memory to use: amounts as people write them, and what the machine has to spare.
+"""How much memory work may take: what people write (``512M``) to bytes, and a share of what is free.
 
-Read by everything that works through data in blocks. Not here: what a block costs.
+Beside ``_checks``: imports only ``errors``. A budget covers arrays whose size the data decide; the interpreter,
+libraries and names come on top. Not here: who keeps to it (``conversion``).
 """
 
 from __future__ import annotations
@@ -10,52 +11,52 @@ from pathlib import Path
 
 from fastrfm.errors import InputError
 
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_SHARE = 4  # the default is one part in so many of what is free
-_LEAST = 2**26
+_UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
+_WRITTEN = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+_SHARE = 4  # a quarter of what is free: factors come on top, and the disk cache wants some as well
+_WITHOUT_ANSWER = 1 << 30
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def parse_memory(text: str) -> int:
-    """Return the bytes that an amount of memory stands for.
-
-    Parameters
-    ----------
-    text : str
-        A number, with K, M, G or T (times 1024, 1024², ...) after it, and B or iB if you like.
+def parse_memory(written: str | int) -> int:
+    """Return a number of bytes from a number with or without unit; units are powers of 1024.
 
     Raises
     ------
     InputError
-        If it is anything else, or less than one byte.
+        If `written` is something else or not above 0.
 
     Examples
     --------
     >>> parse_memory("512M"), parse_memory("1.5 GiB"), parse_memory("4096")
     (536870912, 1610612736, 4096)
     """
-    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
-    size = int(float(found[1]) * _UNITS[found[2].upper()]) if found else 0
-    if size < 1:
-        raise InputError(f"memory must be a number of bytes such as 512M or 2G, got {text!r}")
-    return size
+    match = _WRITTEN.fullmatch(str(written).strip())
+    n_bytes = int(float(match[1]) * 2 ** _UNITS[match[2].lower()]) if match else 0
+    if n_bytes < 1:
+        raise InputError(f"memory must be a number of bytes such as 512M or 2G, got {written!r}: give a size above 0")
+    return n_bytes
 
 
 def default_memory() -> int:
-    """Return a quarter of the memory that is free, in bytes; never less than 64 MiB."""
-    return max(_free_memory() // _SHARE, _LEAST)
+    """Return a quarter of the memory that is free: the machine's, or the container's where that is less."""
+    free = [n_bytes for n_bytes in (_free_on_machine(), _free_in_group()) if n_bytes is not None]
+    return max(min(free, default=_WITHOUT_ANSWER) // _SHARE, 1)
 
 
-def _free_memory() -> int:
-    free = 2**32
+def _free_on_machine() -> int | None:
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                free = int(line.split()[1]) * 1024
+        lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
-        return free  # not Linux: an amount that most machines have
-    try:  # a container may have been given less
-        limit, used = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        return min(free, max(int(limit) - int(used), 0)) if limit != "max" else free
+        return None
+    found = [line.split() for line in lines if line.startswith("MemAvailable:")]
+    return int(found[0][1]) * 1024 if found else None
+
+
+def _free_in_group() -> int | None:
+    try:
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        used = int((_CGROUP / "memory.current").read_text())
     except (OSError, ValueError):
-        return free
+        return None
+    return None if limit == "max" else max(int(limit) - used, 0)

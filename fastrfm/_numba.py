@@ -1,8 +1,8 @@
 """The one place that names Numba options: how kernels are compiled, cached and threaded.
 
-Second layer: imports only ``errors``. Kernels use the decorators ``parallel_kernel`` and ``inner``; solvers wrap
-their loops in ``thread_limit``. Compilation is lazy (an eager signature would start the OpenMP pool at import and
-break later forks). Not here: any arithmetic.
+Second layer: imports only ``errors``. Kernels use the decorators ``parallel_kernel`` and ``inner`` (parsers
+``exact_kernel`` and ``exact_inner``); solvers wrap their loops in ``thread_limit``. Compilation is lazy (an
+eager signature would start the OpenMP pool at import and break later forks). Not here: any arithmetic.
 
 Environment: ``FASTRFM_CHECK_BOUNDS=1`` compiles every kernel serially with bounds checks (Numba ignores bounds
 checks in parallel kernels). The disk cache does not see that switch: give it its own ``NUMBA_CACHE_DIR``.
@@ -49,6 +49,16 @@ def parallel_kernel(function: Callable[..., Any]) -> Any:
 def inner(function: Callable[..., Any]) -> Any:
     """Compile `function` for use inside kernels of the same file."""
     return _compiled(function)
+
+
+def exact_kernel(function: Callable[..., Any]) -> Any:
+    """Compile as :func:`parallel_kernel`, every operation rounded as written: for parsers, not for sums."""
+    return _compiled(function, parallel=True, fastmath=False)
+
+
+def exact_inner(function: Callable[..., Any]) -> Any:
+    """Compile as :func:`inner`, every operation rounded as written (a division stays one, a zero keeps its sign)."""
+    return _compiled(function, fastmath=False)
 
 
 @cache

@@ -2,12 +2,13 @@
 
 Used by ``store`` and by the command for every output: write aside in the same folder, flush to the disk, then give
 the file its name in one step. Whatever was there before stays whole until that step; after a failure it still is.
-Not here: what goes into the file.
+Work that needs room on the disk first gets a scratch folder there. Not here: what goes into the files.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import secrets
@@ -56,7 +57,7 @@ def check_output(path: PathLike, *, force: bool = False, source: PathLike | None
 
 
 @contextlib.contextmanager
-def writing(path: PathLike, force: bool = False) -> Iterator[Path]:
+def writing(path: PathLike, force: bool = False, *, folder: Path | None = None) -> Iterator[Path]:
     """Yield the path of an empty file to fill; it becomes `path` when the block ends, unless the block fails.
 
     Parameters
@@ -65,11 +66,13 @@ def writing(path: PathLike, force: bool = False) -> Iterator[Path]:
         Final name. A symbolic link is followed: the file that it points at is replaced.
     force : bool
         Whether an existing file may be replaced. Without it, a file that appears meanwhile is not replaced either.
+    folder : path, optional
+        Where the new file is made, on the file system of `path`; by default in the same folder.
 
     Yields
     ------
     pathlib.Path
-        A new file in the same folder, its name starting with "."; close what you open there inside the block.
+        A new file, its name starting with "."; close what you open there inside the block.
 
     Raises
     ------
@@ -82,7 +85,7 @@ def writing(path: PathLike, force: bool = False) -> Iterator[Path]:
     """
     check_output(path, force=force)
     target = _real(path)
-    aside = target.parent / f".fastrfm-{secrets.token_hex(8)}.part"
+    aside = (folder or target.parent) / f".fastrfm-{secrets.token_hex(8)}.part"
     try:
         try:
             # Not tempfile.mkstemp: it makes files that only their owner may read, and the output would stay so.
@@ -98,9 +101,66 @@ def writing(path: PathLike, force: bool = False) -> Iterator[Path]:
     except FastrfmError:
         raise
     except (OSError, RuntimeError, ValueError) as error:
-        raise WriteError(
-            f"{path}: writing failed, {_cause(error)}; nothing was changed there: free space or choose another place"
-        ) from error
+        raise _failed(path, error) from error
+
+
+@contextlib.contextmanager
+def scratch_folder(path: PathLike) -> Iterator[Path]:
+    """Yield a new folder beside `path` for what comes before the output; it goes, with all in it, when the block ends.
+
+    Folders that killed processes left there are removed first. A process holds a lock on a file in its own, which the
+    system lets go when the process ends, however it ends; so nobody removes a folder that is in use.
+
+    Raises
+    ------
+    WriteError
+        If the folder cannot be made or the block fails with OSError (the disk is full, ...).
+    """
+    parent = _real(path).parent
+    _remove_abandoned(parent)
+    scratch = parent / f".fastrfm-{secrets.token_hex(8)}.scratch"
+    lock = None
+    try:
+        os.mkdir(scratch, 0o700)
+        lock = _lock(scratch)
+        yield scratch
+    except FastrfmError:
+        raise
+    except OSError as error:
+        raise _failed(path, error) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(scratch: Path) -> int | None:
+    """Return the open lock of a scratch folder; it gets its name when it is locked, so that none is seen unlocked."""
+    handle = os.open(scratch / "new", os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # a file system without locks: the folder is left alone by others
+        os.close(handle)
+        return None
+    os.rename(scratch / "new", scratch / "lock")
+    return handle
+
+
+def _remove_abandoned(parent: Path) -> None:
+    for scratch in parent.glob(".fastrfm-*.scratch"):
+        with contextlib.suppress(OSError):  # in use, another's, or gone already
+            handle = os.open(scratch / "lock", os.O_RDWR)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(scratch)
+            finally:
+                os.close(handle)
+
+
+def _failed(path: PathLike, error: BaseException) -> WriteError:
+    return WriteError(
+        f"{path}: writing failed, {_cause(error)}; nothing was changed there: free space or choose another place"
+    )
 
 
 def _publish(aside: Path, target: Path, path: PathLike, force: bool) -> None:

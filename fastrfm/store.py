@@ -26,6 +26,7 @@ from fastrfm._hdf5 import (
     writing_hdf5,
     writing_large_hdf5,
 )
+from fastrfm._layout import FORMAT_VERSION, create_observations, is_triples, mark, open_triples
 from fastrfm._memory import default_memory
 from fastrfm.atomic import PathLike
 from fastrfm.blocks import RowBlocks
@@ -35,7 +36,6 @@ from fastrfm.results import CompletionResult, Offsets
 from fastrfm.stored import StoredObservations
 from fastrfm.stored_files import IN_MEMORY_FACTOR, open_stored, stored_bytes
 
-FORMAT_VERSION = 1
 _RESERVED = ("format", "format_version", "encoding-type", "encoding-version")
 _SCALARS: dict[str, type | tuple[type, ...]] = {
     "rank": int,
@@ -59,8 +59,9 @@ def open_observations(
     Parameters
     ----------
     path : str or path
-        A file of fastrfm's, of anndata's (.h5ad: X, with the names of obs and var), or with a 2-D dataset of numbers
-        in which NaN is missing: /observations, or the only 2-D dataset at the root.
+        A file of fastrfm's, of anndata's (.h5ad: X, with the names of obs and var), with triples in any order (/rows,
+        /cols, /values), or with a 2-D dataset of numbers in which NaN is missing: /observations, or the only 2-D
+        dataset at the root.
     dataset : str, optional
         Where the observations are inside any HDF5 file, such as "runs/3": a 2-D dataset of numbers, or a group laid
         out as anndata's csr_matrix or csc_matrix. Names are those in row_names and col_names beside it, if as many.
@@ -86,7 +87,10 @@ def open_observations(
     """
     budget = default_memory() if memory is None else memory
     with reading(path) as file:
-        matrix, shape, names = _locate(file, _kind(file)) if dataset is None else _locate_named(file, dataset)
+        kind = _kind(file)
+        if kind == "triples" and dataset is None:
+            return _read_triples(file, budget)
+        matrix, shape, names = _locate(file, kind) if dataset is None else _locate_named(file, dataset)
         if IN_MEMORY_FACTOR * stored_bytes(matrix) <= budget:
             return _read_matrix(matrix, shape, names)
         return open_stored(path, matrix.name, shape, names, budget)
@@ -118,13 +122,9 @@ def write_observations(
         if name in _RESERVED:
             raise InputError(f"attribute name {name} is reserved: choose another")
     with _writing(path, force, observations) as file:
-        _mark(file)
+        group = create_observations(file, observations.shape)
         for name, value in (attributes or {}).items():
             set_attribute(file, name, value)
-        group = file.create_group("observations")
-        group.attrs["encoding-type"] = "csr_matrix"
-        group.attrs["encoding-version"] = "0.1.0"
-        group.attrs["shape"] = np.array(observations.shape, dtype=np.int64)
         # Contiguous: no chunks, no compression. Rows are read in long runs, which nothing beats.
         size, index_dtype = (observations.n_observed,), np.int32 if max(observations.shape) < 2**31 else np.int64
         data = group.create_dataset("data", size, observations.dtype)
@@ -144,13 +144,8 @@ def _writing(path: PathLike, force: bool, observations: RowBlocks) -> AbstractCo
     return writing_large_hdf5(path, force, n_bytes)
 
 
-def _mark(file: h5py.File) -> None:
-    file.attrs["format"] = "fastrfm"
-    file.attrs["format_version"] = FORMAT_VERSION
-
-
 def _kind(file: h5py.File) -> str:
-    """Return "observations", "anndata", "dense" or "result": how the file is laid out."""
+    """Return "observations", "triples", "anndata", "dense" or "result": how the file is laid out."""
     attributes = get_attributes(file)
     is_ours = attributes.get("format") == "fastrfm"
     if is_ours:
@@ -165,6 +160,8 @@ def _kind(file: h5py.File) -> str:
         return "result"
     if is_ours:
         raise FileFormatError("group /observations is missing")
+    if is_triples(file):
+        return "triples"
     if attributes.get("encoding-type") == "anndata" or all(name in file for name in ("X", "obs", "var")):
         return "anndata"
     return "dense"
@@ -186,6 +183,14 @@ def _locate(file: h5py.File, kind: str) -> _Located:
         matrix = get_dataset(file, "observations" if "observations" in file else _only_matrix(file), (None, None))
         shape = matrix.shape
     return matrix, shape, (read_names(file, "row_names", shape[0]), read_names(file, "col_names", shape[1]))
+
+
+def _read_triples(file: h5py.File, budget: int) -> Observations:
+    found = open_triples(file)
+    if IN_MEMORY_FACTOR * 24 * found.values.size > budget:
+        raise InputError("holds triples in any order that do not fit into memory: sort them with `fastrfm convert`")
+    arrays = found.rows[...], found.cols[...], found.values[...]
+    return Observations.from_coo(*arrays, found.shape, row_names=found.row_names, col_names=found.col_names)
 
 
 def _read_matrix(matrix: h5py.Group | h5py.Dataset, shape: tuple[int, int], names: tuple[Any, Any]) -> Observations:
@@ -281,7 +286,7 @@ def write_result(path: PathLike, result: CompletionResult, *, force: bool = Fals
         If an option is not None, a bool, int, float or str.
     """
     with writing_hdf5(path, force) as file:
-        _mark(file)
+        mark(file)
         group = file.create_group("result")
         for name in _SCALARS:
             set_attribute(group, name, getattr(result, name))
@@ -357,7 +362,7 @@ def describe(path: PathLike) -> dict[str, Any]:
     Returns
     -------
     dict
-        Always: ``kind`` ("observations", "anndata", "dense" or "result"), ``shape``, ``n_observed``,
+        Always: ``kind`` ("observations", "triples", "anndata", "dense" or "result"), ``shape``, ``n_observed``,
         ``share_observed``, ``dtype``, ``n_empty_rows``, ``n_empty_cols`` (without observation), ``has_row_names``,
         ``has_col_names``, ``attributes`` (those of the root that the format does not use) and ``n_bytes`` on disk.
         Of observations also ``min_value`` and ``max_value`` (data's unit). Of a result also ``rank``,

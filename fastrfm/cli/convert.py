@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from fastrfm.cli.common import echo_report, shape_in_words, share_in_words
+from fastrfm.errors import InputError
+
+if TYPE_CHECKING:
+    from click._termui_impl import ProgressBar
+
+_BAR_STEPS = 1000
 
 
 @click.command("convert")
@@ -20,29 +28,50 @@ from fastrfm.cli.common import echo_report, shape_in_words, share_in_words
     help="What a line of text is: (row, column, value) or a row of the matrix.",
 )
 @click.option("--indexed", is_flag=True, help="Rows and columns of triples are zero-based positions, not names.")
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    help="Memory for triples, such as 512M or 2G; larger files of triples go over the disk. [default: a quarter of "
+    "what is free]",
+)
 @click.option("--force", is_flag=True, help="Replace DST.h5 if it exists.")
-def command(source: Path, destination: Path, layout: str, indexed: bool, force: bool) -> None:
+def command(source: Path, destination: Path, layout: str, indexed: bool, memory: str | None, force: bool) -> None:
     """Turn a file of observations into HDF5.
 
     SRC is csv, tsv or other text (MovieLens' u.data, ratings.csv and ratings.dat among them), .npy, .npz, Matrix
-    Market, .h5ad or HDF5; all but HDF5 also as gz. In triples the labels of rows and columns become names.
+    Market, .h5ad or HDF5; all but HDF5 also as gz. In triples the labels of rows and columns become names. Triples in
+    text, or in HDF5 as /rows, /cols and /values, may be larger than memory and in any order; they need room on the
+    disk beside DST.h5 meanwhile.
     """
-    from fastrfm.atomic import check_output
-    from fastrfm.readers import read_with_notes
-    from fastrfm.store import write_observations
+    from fastrfm._interrupt import ending_on_sigterm
+    from fastrfm._memory import parse_memory
+    from fastrfm.conversion import convert
 
-    check_output(destination, force=force, source=source)
-    reading = read_with_notes(source, layout=layout, indexed=indexed)
-    observations = reading.observations
-    write_observations(destination, observations, force=force)
-    sides = (("rows", observations.row_names), ("columns", observations.col_names))
-    named = " and ".join(side for side, names in sides if names is not None)
+    try:
+        budget = None if memory is None else parse_memory(memory)
+    except InputError as error:
+        raise click.UsageError(str(error)) from None
+    bar: ProgressBar[int] = click.progressbar(
+        length=_BAR_STEPS, label="Converting", file=sys.stderr, hidden=not sys.stderr.isatty()
+    )
+    with ending_on_sigterm(), bar:
+        done = convert(
+            source,
+            destination,
+            layout=layout,
+            indexed=indexed,
+            force=force,
+            memory=budget,
+            progress=lambda share: bar.update(round(share * _BAR_STEPS) - bar.pos),
+        )
+        bar.update(_BAR_STEPS - bar.pos)
+    named = " and ".join(side for side, is_named in zip(("rows", "columns"), done.named, strict=True) if is_named)
     echo_report(
         [
-            ("read", f"{source} ({reading.layout})"),
-            *(("note", note) for note in reading.notes),
-            ("shape", shape_in_words(observations.shape)),
-            ("observed", share_in_words(observations.n_observed, observations.shape)),
+            ("read", f"{source} ({done.layout})"),
+            *(("note", note) for note in done.notes),
+            ("shape", shape_in_words(done.shape)),
+            ("observed", share_in_words(done.n_observed, done.shape)),
             ("names", f"of {named}" if named else "none"),
             ("written", destination),
         ]

@@ -7,12 +7,15 @@ delimiters), ``layout`` (triples or dense), ``triples`` and ``dense``. ``docs`` 
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastrfm.errors import FastrfmError, FileFormatError, InputError
 from fastrfm.readers.layout import LAYOUTS, detect_layout
+from fastrfm.readers.stream import TextStream, open_stream
 from fastrfm.readers.text import open_text, read_bytes, read_start
 
 if TYPE_CHECKING:
@@ -87,16 +90,11 @@ def read_observations(
 def read_with_notes(path: Any, *, layout: str = "auto", indexed: bool = False, memory: int | None = None) -> Reading:
     """Return the observations of a file together with how it was understood; otherwise :func:`read_observations`."""
     path = Path(path)
-    if layout not in LAYOUTS:
-        raise InputError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
-    if indexed and layout == "dense":
-        raise InputError("zero-based positions (indexed) belong to triples, not to a dense layout: leave one out")
+    _check_options(layout, indexed)
     kind = file_kind(path)
+    check_reading(path, kind, layout, indexed)
     if kind == "text":
-        return _read_text(path, "triples" if indexed else layout, indexed)
-    if indexed or layout != "auto":
-        what = "indexed" if indexed else "layout"
-        raise InputError(f"{path.name} is not a text file, so {what} has no meaning for it: leave it out")
+        return _read_text(path, layout, indexed)
     if kind == "hdf5":
         from fastrfm.store import open_observations
 
@@ -105,6 +103,21 @@ def read_with_notes(path: Any, *, layout: str = "auto", indexed: bool = False, m
 
     observations, words = _named(path, getattr(binary, f"read_{kind}"), read_bytes(path), path.name)
     return Reading(observations, words)
+
+
+def _check_options(layout: str, indexed: bool) -> None:
+    if layout not in LAYOUTS:
+        raise InputError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+    if indexed and layout == "dense":
+        raise InputError("zero-based positions (indexed) belong to triples, not to a dense layout: leave one out")
+
+
+def check_reading(path: Path, kind: str, layout: str, indexed: bool) -> None:
+    """Refuse options that do not exist or do not apply to a file of this :func:`file_kind`."""
+    _check_options(layout, indexed)
+    if kind != "text" and (indexed or layout != "auto"):
+        what = "indexed" if indexed else "layout"
+        raise InputError(f"{path.name} is not a text file, so {what} has no meaning for it: leave it out")
 
 
 def file_kind(path: Path) -> str:
@@ -131,19 +144,48 @@ def _read_text(path: Path, layout: str, indexed: bool) -> Reading:
     from fastrfm.readers.dense import read_dense
     from fastrfm.readers.triples import read_triples
 
-    text = open_text(path)
-    guess = ""
-    if layout == "auto":
-        layout, guess = detect_layout(text)
-    notes = [guess] if guess else []
-    try:
-        if layout == "triples":
-            observations = _named(path, read_triples, text, indexed, notes)
+    opening = open_lines(path, layout, indexed)
+    with opening.telling():
+        if opening.layout == "triples":
+            observations = _named(path, read_triples, opening.stream, indexed, opening.notes)
         else:
-            observations = _named(path, read_dense, text, notes)
-    except FastrfmError as error:
-        raise type(error)(f"{error} ({guess})" if guess else str(error)) from None
-    return Reading(observations, f"{layout}, {text.delimiter_name}", notes)
+            stream = opening.stream
+            text = stream.head if stream.is_whole else open_text(path)
+            observations = _named(path, read_dense, text, opening.notes)
+    return Reading(observations, opening.words, opening.notes)
+
+
+@dataclass(frozen=True, eq=False)
+class TextOpening:
+    """A text file of which the start has been looked at: the stream, its layout ("triples" or "dense"), notes."""
+
+    stream: TextStream
+    layout: str
+    guess: str
+    notes: list[str]
+
+    @property
+    def words(self) -> str:
+        """How the file is read."""
+        return f"{self.layout}, {self.stream.head.delimiter_name}"
+
+    @contextlib.contextmanager
+    def telling(self) -> Iterator[None]:
+        """Add to errors that the layout was a guess, if it was."""
+        try:
+            yield
+        except FastrfmError as error:
+            raise type(error)(f"{error} ({self.guess})" if self.guess else str(error)) from None
+
+
+def open_lines(path: Path, layout: str, indexed: bool) -> TextOpening:
+    """Look at the start of a text file, and find its layout where that is "auto"."""
+    stream = open_stream(path)
+    guess = ""
+    layout = "triples" if indexed else layout
+    if layout == "auto":
+        layout, guess = detect_layout(stream.head)
+    return TextOpening(stream, layout, guess, [guess] if guess else [])
 
 
 def _named(path: Path, reader: Any, *args: Any) -> Any:

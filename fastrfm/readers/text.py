@@ -1,11 +1,12 @@
 """Text files as records of fields: bytes, gz, encoding, comments, delimiter, quoting and line numbers.
 
-Second step for text: bytes -> ``Text`` -> (line number, fields). Knows nothing of matrices. A file is read whole, as
-what it becomes has to fit in memory as well.
+Second step for text: bytes -> ``Text`` -> (line number, fields). Knows nothing of matrices. A file is read whole here;
+``stream`` reads it block by block.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
@@ -15,17 +16,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import IO, cast
 
 from fastrfm.errors import FileFormatError, MissingFileError
 
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "<na>", "?", "-"})
 
 _GZIP = b"\x1f\x8b"
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
+DOUBLE_COLON = "separated by ::"
 _SAMPLE_LINES = 200
 _DELIMITER_NAMES = {
     "\t": "tab separated",
-    "::": "separated by ::",
+    "::": DOUBLE_COLON,
     ";": "semicolon separated",
     ",": "comma separated",
     None: "separated by blanks",
@@ -68,31 +71,36 @@ class Text:
         FileFormatError
             If quotes are not closed or are followed by more than a delimiter.
         """
-        if self.delimiter is None and b'"' not in self.content:
-            for number, line in enumerate(self.lines(), self.first_line):
-                if fields := line.split():
-                    yield number, fields
-            return
-        # A quoted field may span lines: a record's number is that of its first line.
-        reader = csv.reader(self.lines(), delimiter=self.delimiter or " ", skipinitialspace=True, strict=True)
-        start = self.first_line
-        while True:
-            try:
-                fields = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                raise self.error(start, f"not well-formed ({error}): check the quotes") from None
-            fields = [field.strip() for field in fields]
-            if self.delimiter is None and fields and not fields[-1]:
-                fields.pop()  # blanks at the end of a line
-            if any(fields) or len(fields) > 1:
-                yield start, fields
-            start = self.first_line + reader.line_num
+        return split_records(self, self.lines(), has_quotes=b'"' in self.content)
 
     def error(self, line: int, problem: str) -> FileFormatError:
         """Return, to be raised, the error that names file, line and problem."""
         return FileFormatError(f"{self.name}, line {line}: {problem}")
+
+
+def split_records(text: Text, lines: Iterator[str], *, has_quotes: bool) -> Iterator[tuple[int, list[str]]]:
+    """Yield what :meth:`Text.records` does from `lines`, the first of which is number ``text.first_line``."""
+    if text.delimiter is None and not has_quotes:
+        for number, line in enumerate(lines, text.first_line):
+            if fields := line.split():
+                yield number, fields
+        return
+    # A quoted field may span lines: a record's number is that of its first line.
+    reader = csv.reader(lines, delimiter=text.delimiter or " ", skipinitialspace=True, strict=True)
+    start = text.first_line
+    while True:
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise text.error(start, f"not well-formed ({error}): check the quotes") from None
+        fields = [field.strip() for field in fields]
+        if text.delimiter is None and fields and not fields[-1]:
+            fields.pop()  # blanks at the end of a line
+        if any(fields) or len(fields) > 1:
+            yield start, fields
+        start = text.first_line + reader.line_num
 
 
 def parse_number(field: str) -> float | None:
@@ -122,16 +130,21 @@ def open_text(path: Path) -> Text:
     MissingFileError, FileFormatError
         If the file is absent, unreadable, empty, binary or not UTF-8.
     """
-    content = read_bytes(path).removeprefix(_BOM)
-    _check_encoding(content, path.name)
-    content, first_line = _skip_comments(content)
+    return make_text(path.name, read_bytes(path))
+
+
+def make_text(name: str, content: bytes) -> Text:
+    """Return the text that `content`, the start of a file or all of it, holds; as :func:`open_text` from there on."""
+    content = content.removeprefix(BOM)
+    check_encoding(content, name)
+    content, first_line = skip_comments(content)
     if not content.strip():
-        raise FileFormatError(f"{path.name} is empty: it has no line with data")
+        raise FileFormatError(f"{name} is empty: it has no line with data")
     delimiter = _find_delimiter(content)
-    name = _DELIMITER_NAMES[delimiter]
-    if delimiter == "::":  # neither csv nor numpy split at two characters
+    delimiter_name = _DELIMITER_NAMES[delimiter]
+    if delimiter_name == DOUBLE_COLON:  # neither csv nor our parser splits at two characters
         content, delimiter = content.replace(b"::", b"\t"), "\t"
-    return Text(path.name, content, first_line, delimiter, name)
+    return Text(name, content, first_line, delimiter, delimiter_name)
 
 
 def read_start(path: Path, size: int = 512) -> bytes:
@@ -151,14 +164,22 @@ def read_bytes(path: Path) -> bytes:
 
 
 def _read(path: Path, size: int) -> bytes:
+    with opened(path) as (unpacked, _):
+        return unpacked.read(size)
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+    """Yield the bytes of a file, unpacked if it is gz, and the file itself; errors as :func:`read_start`."""
     try:
         with path.open("rb") as file:
-            if file.read(2) != _GZIP:
-                file.seek(0)
-                return file.read(size)
+            is_packed = file.read(2) == _GZIP
             file.seek(0)
+            if not is_packed:
+                yield file, file
+                return
             with gzip.open(file) as unpacked:
-                return unpacked.read(size)
+                yield cast(IO[bytes], unpacked), file
     except FileNotFoundError:
         raise MissingFileError(f"{path}: no such file") from None
     except IsADirectoryError:
@@ -169,7 +190,8 @@ def _read(path: Path, size: int) -> bytes:
         raise FileFormatError(f"{path}: cannot be read, {error.strerror or error}") from None
 
 
-def _check_encoding(content: bytes, name: str) -> None:
+def check_encoding(content: bytes, name: str, first_line: int = 1) -> None:
+    """Refuse what is not UTF-8 text, naming the line; `content` starts at line `first_line`."""
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise FileFormatError(f"{name} is UTF-16 text: save it as UTF-8")
     if b"\0" in content[:4096]:
@@ -181,12 +203,12 @@ def _check_encoding(content: bytes, name: str) -> None:
     try:
         content.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+        line = content.count(b"\n", 0, error.start) + first_line
         byte = content[error.start]
         raise FileFormatError(f"{name}, line {line}: byte 0x{byte:02x} is not UTF-8: save the file as UTF-8") from None
 
 
-def _skip_comments(content: bytes) -> tuple[bytes, int]:
+def skip_comments(content: bytes) -> tuple[bytes, int]:
     """Return the content after the comment (and blank) lines at its top, and its first line number."""
     position, line = 0, 1
     while position < len(content):

@@ -1,37 +1,89 @@
-"""Triples (row, column, value) in text to ``Observations``.
+"""Triples (row, column, value) in text, block by block, and whole to ``Observations``.
 
-Fourth step for text. Files of numbers take NumPy's own reader; whatever is out of the ordinary (names, quotes over
-several lines, missing values, mistakes) takes the careful one, which knows the line of each record. Both give the
-same answer where both apply.
+Fourth step for text. Blocks of plain numbers take the compiled parser where a file is large enough to pay for its
+compilation; whatever is out of the ordinary (names, quotes, missing values, mistakes) takes the careful way, which
+knows what to say of a bad record. Both give the same answer where both apply. ``conversion`` uses the same blocks for
+files larger than memory.
 """
 
 from __future__ import annotations
 
-import re
-import warnings
 from array import array
-from itertools import islice
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
 
 from fastrfm.errors import InputError
 from fastrfm.observations import Observations
+from fastrfm.readers.labels import AxisLabels, names_of
 from fastrfm.readers.layout import is_triple_header, is_whole
-from fastrfm.readers.text import Text, parse_number
+from fastrfm.readers.stream import BLOCK_BYTES, TextStream
+from fastrfm.readers.text import Text, parse_number, split_records
 
-# Labels such as 007, +7 or -0 are names: NumPy's reader would take them for numbers and lose how they are written.
-_ODD_NUMBER = re.compile(rb'(?:^|[\s,;"])(?:\+[0-9]|-?0[0-9]|-0(?![.0-9]))')
-_LARGEST_LABEL = 10**18
 _LARGEST_POSITION = 100_000_000
+_COMPILED_FROM = 1 << 22  # bytes: below, the careful way is done before the parser is compiled
+_BATCH_RECORDS = 1 << 16
+_N_TASKS = 16
 
 
-def read_triples(text: Text, indexed: bool, notes: list[str]) -> Observations:
+@dataclass(frozen=True)
+class TripleBlock:
+    """Consecutive records: labels (both int64 arrays or both lists of str), float64 values and int64 line numbers."""
+
+    rows: Any
+    cols: Any
+    values: np.ndarray
+    lines: np.ndarray
+
+
+def start_triples(stream: TextStream, notes: list[str]) -> None:
+    """Make a stream ready for :func:`triple_blocks`: a header is left out, and told in `notes`."""
+    start = [fields for _, fields in islice(stream.head.records(), 2)]
+    if start and is_triple_header(start[0]):
+        notes.append(f"line {stream.head.first_line} is a header: {', '.join(start[0])}")
+        stream.skip_header()
+        del start[0]
+    if not start:
+        raise stream.head.error(stream.head.first_line, "there is a header but no line with data below it")
+    stream.n_columns = len(start[0])
+
+
+def triple_blocks(stream: TextStream, indexed: bool, n_bytes: int = BLOCK_BYTES) -> Iterator[TripleBlock]:
+    """Yield the records of a stream after :func:`start_triples`, in order.
+
+    Raises
+    ------
+    FileFormatError
+        If a record has too few columns or another number of them than the first, an empty label, or no number in
+        column 3; with `indexed` also if a label is no zero-based position.
+    InputError
+        If a value is infinite or a position is 100 million or more.
+    """
+    n_columns, pieces = stream.n_columns, stream.blocks(n_bytes)
+    is_large = max(stream.n_bytes, len(stream.raw)) >= _COMPILED_FROM
+    for piece in pieces:
+        if b'"' in piece.content:  # a quoted field may go on in the next block: no more blocks from here on
+            lines = chain.from_iterable(map(Text.lines, chain([piece], pieces)))
+            records = split_records(piece, lines, has_quotes=True)
+        else:
+            block = _read_numbers(piece, n_columns, indexed) if is_large else None
+            if block is not None:
+                yield block
+                continue
+            records = piece.records()
+        while batch := list(islice(records, _BATCH_RECORDS)):
+            yield _read_carefully(piece, batch, n_columns, indexed)
+
+
+def read_triples(stream: TextStream, indexed: bool, notes: list[str]) -> Observations:
     """Return the observations of a file of triples.
 
     Parameters
     ----------
-    text : Text
+    stream : TextStream
         Three columns or more in every record; those after the third are not used.
     indexed : bool
         Labels are zero-based positions rather than names.
@@ -45,72 +97,138 @@ def read_triples(text: Text, indexed: bool, notes: list[str]) -> Observations:
 
     Raises
     ------
-    FileFormatError
-        If a record has too few columns or another number of them than the first, an empty label, or no number in
-        column 3; with `indexed` also if a label is no zero-based position.
-    InputError
-        If a value is infinite, a pair occurs twice, a position is 100 million or more, or no value is there.
+    FileFormatError, InputError
+        As :func:`triple_blocks`; InputError also if a pair occurs twice or no value is there.
     """
-    first = next((fields for _, fields in text.records()), [])
-    has_header = is_triple_header(first)
-    if has_header:
-        notes.append(f"line {text.first_line} is a header: {', '.join(first)}")
-    labels = _read_numbers(text, len(first), has_header) or _read_carefully(text, has_header, indexed)[:3]
-    rows, row_names = _positions(labels[0], indexed)
-    cols, col_names = _positions(labels[1], indexed)
-    if indexed:
-        _check_positions(text, rows, cols)
-    values = labels[2]
-    shape = (int(rows.max()) + 1, int(cols.max()) + 1)
-    is_there = ~np.isnan(values)
-    if not is_there.all():
-        notes.append(f"{values.size - int(is_there.sum())} lines without a value were left out")
-        rows, cols, values = rows[is_there], cols[is_there], values[is_there]
+    start_triples(stream, notes)
+    axes = AxisLabels(), AxisLabels()
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    shape, n_missing = (0, 0), 0
+    for block in triple_blocks(stream, indexed):
+        rows, cols = encode_block(block, axes, indexed)
+        shape = (max(shape[0], int(rows.max()) + 1), max(shape[1], int(cols.max()) + 1))
+        is_there = ~np.isnan(block.values)
+        n_missing += block.values.size - int(is_there.sum())
+        parts.append((rows[is_there], cols[is_there], block.values[is_there]))
+    rows, cols, values = (np.concatenate(part) for part in zip(*parts, strict=True))
+    names: list[list[str] | None] = [None, None]
+    if not indexed:
+        (row_map, row_names), (col_map, col_names) = axes[0].finish(), axes[1].finish()
+        rows, cols, names = row_map[rows], col_map[cols], [names_of(row_names), names_of(col_names)]
+    note_missing(notes, n_missing)
     try:
-        return Observations.from_coo(rows, cols, values, shape, row_names=row_names, col_names=col_names)
+        return Observations.from_coo(rows, cols, values, shape, row_names=names[0], col_names=names[1])
     except InputError:
-        _raise_for_duplicate(text, has_header, indexed)
+        if repeat := first_repeat(rows, cols):
+            raise repeat_error(stream, indexed, repeat) from None
         raise
 
 
-def _read_numbers(text: Text, n_columns: int, has_header: bool) -> tuple[Any, Any, Any] | None:
-    """Return labels (int64) and values (float64) if the file is as plain as files mostly are, else None."""
-    # ASCII alone: NumPy's parser of whole numbers looks wide characters up beyond its table: at best it crashes.
-    if n_columns < 3 or not text.content.isascii() or _ODD_NUMBER.search(text.content):
-        return None
-    fields = [("row", "i8"), ("col", "i8"), ("value", "f8")]
-    dtype = np.dtype(fields + [(f"unused_{k}", "U1") for k in range(n_columns - 3)])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # older NumPy takes 1.0 for a whole number, with a warning: a name to us
-        try:
-            table = np.loadtxt(
-                text.lines(),
-                dtype,
-                delimiter=text.delimiter,
-                comments=None,
-                skiprows=int(has_header),
-                quotechar='"',
-                ndmin=1,
-            )
-        except (ValueError, Warning):
-            return None
-    rows, cols = table["row"].copy(), table["col"].copy()
-    values = table["value"].copy()
-    largest = max(abs(int(extreme)) for axis in (rows, cols) for extreme in (axis.min(), axis.max()))
-    smallest = min(int(rows.min()), int(cols.min()))
-    if largest >= _LARGEST_LABEL or np.isinf(values).any() or smallest < 0:
-        return None
-    return rows, cols, values
+def encode_block(block: TripleBlock, axes: tuple[AxisLabels, AxisLabels], indexed: bool) -> tuple[Any, Any]:
+    """Return the (n,) int64 codes of a block's rows and columns; with `indexed` these are the positions."""
+    if indexed:
+        return block.rows, block.cols
+    return axes[0].encode(block.rows), axes[1].encode(block.cols)
 
 
-def _read_carefully(text: Text, has_header: bool, indexed: bool) -> tuple[list[str], list[str], np.ndarray, array[int]]:
-    """Return labels, values and line numbers of all records, or raise for the first that is wrong."""
-    rows: list[str] = []
-    cols: list[str] = []
+def note_missing(notes: list[str], n_missing: int) -> None:
+    """Add to `notes` how many lines had no value, if any."""
+    if n_missing:
+        notes.append(f"{n_missing} lines without a value were left out")
+
+
+def first_repeat(rows: np.ndarray, cols: np.ndarray) -> tuple[int, int, int] | None:
+    """Return the first entry whose pair occurred before, the entry where it did first, and how many repeat; or None."""
+    order = np.lexsort((np.arange(rows.size), cols, rows))
+    is_new = np.ones(rows.size, dtype=bool)
+    is_new[1:] = (np.diff(rows[order]) != 0) | (np.diff(cols[order]) != 0)
+    if is_new.all():
+        return None
+    again = np.flatnonzero(~is_new)
+    where = again[np.argmin(order[again])]
+    return int(order[where]), int(order[where - 1]), int(again.size)
+
+
+def repeat_error(stream: TextStream, indexed: bool, repeat: tuple[int, int, int]) -> InputError:
+    """Return, to be raised, the error that names the lines of what :func:`first_repeat` found.
+
+    The file is read once more for it, so that nobody has to keep line numbers.
+    """
+    later, earlier, n_repeats = repeat
+    found: dict[int, tuple[int, str, str]] = {}
+    n_seen = 0
+    for block in triple_blocks(stream, indexed):
+        there = np.flatnonzero(~np.isnan(block.values))
+        for entry in {earlier, later} - set(found):
+            if entry < n_seen + there.size:
+                place = int(there[entry - n_seen])
+                found[entry] = int(block.lines[place]), str(block.rows[place]), str(block.cols[place])
+        n_seen += there.size
+        if len(found) == 2:
+            break
+    line, row, col = found[later]
+    more = f" (and {n_repeats - 1} more such lines)" if n_repeats > 1 else ""
+    return InputError(
+        f"{stream.path.name}, lines {found[earlier][0]} and {line} both give row {row!r}, column {col!r}{more}: "
+        "keep one value for each row and column"
+    )
+
+
+def _read_numbers(piece: Text, n_columns: int, indexed: bool) -> TripleBlock | None:
+    """Return a block if it is as plain as blocks mostly are, else None."""
+    content = piece.content
+    if n_columns < 3 or not content.isascii():
+        return None
+    from fastrfm.kernels.parse_triples import BYTES_PER_RECORD, parse_triples
+
+    if not content.endswith(b"\n"):
+        content += b"\n"
+    steps = (content.find(b"\n", len(content) * task // _N_TASKS) + 1 for task in range(1, _N_TASKS))
+    bounds = np.array([0, *steps, len(content)], dtype=np.int64)
+    size = len(content) // BYTES_PER_RECORD + 1
+    rows, cols, lines = (np.empty(size, dtype=np.int64) for _ in range(3))
+    values, places = np.empty(size), np.empty((size, 2), dtype=np.int64)
+    counts = np.empty((_N_TASKS, 2), dtype=np.int64)
+    separator = -1 if piece.delimiter is None else ord(piece.delimiter)
+    raw = np.frombuffer(content, dtype=np.uint8)
+    parse_triples(raw, bounds, separator, n_columns, rows, cols, values, places, lines, counts)
+    if counts[:, 0].min() < 0 or not counts[:, 0].any():
+        return None
+    firsts = bounds[:-1] // BYTES_PER_RECORD
+    spans = [slice(first, first + n) for first, n in zip(firsts.tolist(), counts[:, 0].tolist(), strict=True)]
+    rows, cols, values, places = (np.concatenate([part[s] for s in spans]) for part in (rows, cols, values, places))
+    before = piece.first_line + np.concatenate(([0], np.cumsum(counts[:-1, 1])))
+    lines = np.concatenate([lines[span] + first for span, first in zip(spans, before.tolist(), strict=True)])
+    if indexed and (min(rows.min(), cols.min()) < 0 or max(rows.max(), cols.max()) >= _LARGEST_POSITION):
+        return None
+    if not _read_other_values(content, places, values):
+        return None
+    return TripleBlock(rows, cols, values, lines)
+
+
+def _read_other_values(content: bytes, places: np.ndarray, values: np.ndarray) -> bool:
+    """Read the values that the parser left; return whether all are finite numbers or missing."""
+    left = np.flatnonzero(places[:, 1])
+    text = content.decode()
+    starts, stops = places[left, 0].tolist(), places[left, 1].tolist()
+    fields = [text[start:stop] for start, stop in zip(starts, stops, strict=True)]
+    try:
+        if "_" in text:  # Python's float takes 1_000 for a thousand
+            raise ValueError
+        numbers = array("d", map(float, fields))
+    except ValueError:
+        parsed = [parse_number(field.strip()) for field in fields]
+        if None in parsed:
+            return False
+        numbers = array("d", parsed)  # type: ignore[arg-type]
+    values[left] = numbers
+    return not np.isinf(values[left]).any()
+
+
+def _read_carefully(text: Text, batch: list[tuple[int, list[str]]], n_columns: int, indexed: bool) -> TripleBlock:
+    """Return a block from records, or raise for the first that is wrong."""
     values, lines = array("d"), array("q")
-    n_columns = 0
-    for line, fields in islice(text.records(), int(has_header), None):
-        n_columns = n_columns or len(fields)
+    for line, fields in batch:
         if len(fields) != n_columns or n_columns < 3:
             wanted = f"{n_columns} columns as in the lines above" if n_columns >= 3 else "row, column and value"
             raise text.error(line, f"expected {wanted}, got {len(fields)} ({text.delimiter_name})")
@@ -124,58 +242,24 @@ def _read_carefully(text: Text, has_header: bool, indexed: bool) -> tuple[list[s
             )
         if not fields[0] or not fields[1]:
             raise text.error(line, f"the label in column {1 if not fields[0] else 2} is empty: name the row and column")
-        rows.append(fields[0])
-        cols.append(fields[1])
         values.append(value)
         lines.append(line)
-    if not lines:
-        raise text.error(text.first_line, "there is a header but no line with data below it")
-    if indexed:
-        _check_whole(text, rows, cols, lines)
-    return rows, cols, np.array(values), lines
+    rows, cols = ([fields[axis] for _, fields in batch] for axis in (0, 1))
+    block = TripleBlock(rows, cols, np.array(values), np.array(lines))
+    return _positions(text, block) if indexed else block
 
 
-def _check_whole(text: Text, rows: list[str], cols: list[str], lines: array[int]) -> None:
-    for column, labels in enumerate((rows, cols), 1):
-        for label, line in zip(labels, lines, strict=True):
+def _positions(text: Text, block: TripleBlock) -> TripleBlock:
+    """Return a block with zero-based positions as int64 in place of labels, or raise for the first that is none."""
+    for column, labels in enumerate((block.rows, block.cols), 1):
+        for label, line in zip(labels, block.lines.tolist(), strict=True):
             if not is_whole(label) or label.startswith("-"):
                 raise text.error(line, f"expected a zero-based position in column {column}, got {label!r}")
-
-
-def _check_positions(text: Text, rows: np.ndarray, cols: np.ndarray) -> None:
+    rows, cols = (np.array([int(label) for label in labels], dtype=np.int64) for labels in (block.rows, block.cols))
     largest = max(int(rows.max()), int(cols.max()))
     if largest >= _LARGEST_POSITION:
         raise InputError(
             f"{text.name}: zero-based positions must stay below {_LARGEST_POSITION}, got {largest}: "
             "if these are identifiers, read them as names (leave indexed out)"
         )
-
-
-def _positions(labels: Any, indexed: bool) -> tuple[np.ndarray, list[str] | None]:
-    """Return positions and names for the labels of one axis."""
-    if not isinstance(labels, np.ndarray):
-        if not indexed and not all(map(is_whole, labels)):
-            codes: dict[str, int] = {}
-            return np.array([codes.setdefault(label, len(codes)) for label in labels], dtype=np.int64), list(codes)
-        labels = np.array([int(label) for label in labels], dtype=np.int64)
-    if indexed:
-        return labels, None
-    numbers, positions = np.unique(labels, return_inverse=True)
-    return positions, [str(number) for number in numbers.tolist()]
-
-
-def _raise_for_duplicate(text: Text, has_header: bool, indexed: bool) -> None:
-    """Raise InputError with both lines of the first pair that occurs twice; return if none does."""
-    rows, cols, values, lines = _read_carefully(text, has_header, indexed)
-    seen: dict[tuple[str, str], int] = {}
-    first, n_repeated = "", 0
-    for row, col, value, line in zip(rows, cols, values, lines, strict=True):
-        if value != value:
-            continue
-        earlier = seen.setdefault((row, col), line)
-        if earlier != line:
-            n_repeated += 1
-            first = first or f"lines {earlier} and {line} both give row {row!r}, column {col!r}"
-    if n_repeated:
-        more = f" (and {n_repeated - 1} more such lines)" if n_repeated > 1 else ""
-        raise InputError(f"{text.name}, {first}{more}: keep one value for each row and column")
+    return replace(block, rows=rows, cols=cols)
