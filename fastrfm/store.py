@@ -14,10 +14,12 @@ import h5py
 import numpy as np
 
 from fastrfm._hdf5 import (
+    FORMAT_VERSION,
     get_attribute,
     get_attributes,
     get_dataset,
     get_group,
+    mark,
     read_names,
     reading,
     set_attribute,
@@ -27,9 +29,10 @@ from fastrfm._hdf5 import (
 from fastrfm.atomic import PathLike
 from fastrfm.errors import FileFormatError, InputError
 from fastrfm.observations import Observations
+from fastrfm.outputs import write_dense as write_dense  # part of this module's face, written block by block there
+from fastrfm.outputs import write_top as write_top
 from fastrfm.results import CompletionResult, Offsets
 
-FORMAT_VERSION = 1
 _RESERVED = ("format", "format_version", "encoding-type", "encoding-version")
 _SCALARS: dict[str, type | tuple[type, ...]] = {
     "rank": int,
@@ -98,7 +101,7 @@ def write_observations(
         if name in _RESERVED:
             raise InputError(f"attribute name {name} is reserved: choose another")
     with writing_hdf5(path, force) as file:
-        _mark(file)
+        mark(file)
         for name, value in (attributes or {}).items():
             set_attribute(file, name, value)
         group = file.create_group("observations")
@@ -112,11 +115,6 @@ def write_observations(
         write_names(file, observations.row_names, observations.col_names)
 
 
-def _mark(file: h5py.File) -> None:
-    file.attrs["format"] = "fastrfm"
-    file.attrs["format_version"] = FORMAT_VERSION
-
-
 def _kind(file: h5py.File) -> str:
     """Return "observations", "anndata", "dense" or "result": how the file is laid out."""
     attributes = get_attributes(file)
@@ -127,6 +125,8 @@ def _kind(file: h5py.File) -> str:
             raise FileFormatError(
                 f"format_version {version!r} is unknown, wanted {FORMAT_VERSION}: update fastrfm to read it"
             )
+    if is_ours and "completed" in file:
+        return "dense"
     if "observations" in file:
         return "dense" if isinstance(file["observations"], h5py.Dataset) else "observations"
     if "result" in file:
@@ -223,7 +223,7 @@ def write_result(path: PathLike, result: CompletionResult, *, force: bool = Fals
         If an option is not None, a bool, int, float or str.
     """
     with writing_hdf5(path, force) as file:
-        _mark(file)
+        mark(file)
         group = file.create_group("result")
         for name in _SCALARS:
             set_attribute(group, name, getattr(result, name))

@@ -6,23 +6,25 @@ what it becomes has to fit in memory as well.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from fastrfm.errors import FileFormatError, MissingFileError
 
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "<na>", "?", "-"})
 
 _GZIP = b"\x1f\x8b"
-_BOM = b"\xef\xbb\xbf"
-_SAMPLE_LINES = 200
+BOM = b"\xef\xbb\xbf"
+SAMPLE_LINES = 200
 _DELIMITER_NAMES = {
     "\t": "tab separated",
     "::": "separated by ::",
@@ -56,7 +58,12 @@ class Text:
     delimiter: str | None
     delimiter_name: str
 
-    def lines(self) -> io.TextIOWrapper:
+    @property
+    def has_quotes(self) -> bool:
+        """Whether a quotation mark stands anywhere."""
+        return b'"' in self.content
+
+    def lines(self) -> Iterable[str]:
         """Return the content as a file of lines, line ends made uniform."""
         return io.TextIOWrapper(io.BytesIO(self.content), encoding="utf-8", newline=None)
 
@@ -68,7 +75,7 @@ class Text:
         FileFormatError
             If quotes are not closed or are followed by more than a delimiter.
         """
-        if self.delimiter is None and b'"' not in self.content:
+        if self.delimiter is None and not self.has_quotes:
             for number, line in enumerate(self.lines(), self.first_line):
                 if fields := line.split():
                     yield number, fields
@@ -122,13 +129,12 @@ def open_text(path: Path) -> Text:
     MissingFileError, FileFormatError
         If the file is absent, unreadable, empty, binary or not UTF-8.
     """
-    content = read_bytes(path).removeprefix(_BOM)
+    content = read_bytes(path).removeprefix(BOM)
     _check_encoding(content, path.name)
     content, first_line = _skip_comments(content)
     if not content.strip():
         raise FileFormatError(f"{path.name} is empty: it has no line with data")
-    delimiter = _find_delimiter(content)
-    name = _DELIMITER_NAMES[delimiter]
+    delimiter, name = find_delimiter(content)
     if delimiter == "::":  # neither csv nor numpy split at two characters
         content, delimiter = content.replace(b"::", b"\t"), "\t"
     return Text(path.name, content, first_line, delimiter, name)
@@ -151,14 +157,22 @@ def read_bytes(path: Path) -> bytes:
 
 
 def _read(path: Path, size: int) -> bytes:
+    with unpacked(path) as file:
+        return file.read(size)
+
+
+@contextlib.contextmanager
+def unpacked(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file open for reading bytes, unpacked if it is gz; errors are as :func:`read_start`'s."""
     try:
         with path.open("rb") as file:
-            if file.read(2) != _GZIP:
-                file.seek(0)
-                return file.read(size)
+            is_packed = file.read(2) == _GZIP
             file.seek(0)
-            with gzip.open(file) as unpacked:
-                return unpacked.read(size)
+            if not is_packed:
+                yield file
+                return
+            with gzip.open(file) as content:
+                yield cast(BinaryIO, content)
     except FileNotFoundError:
         raise MissingFileError(f"{path}: no such file") from None
     except IsADirectoryError:
@@ -169,21 +183,31 @@ def _read(path: Path, size: int) -> bytes:
         raise FileFormatError(f"{path}: cannot be read, {error.strerror or error}") from None
 
 
-def _check_encoding(content: bytes, name: str) -> None:
+def check_start(content: bytes, name: str) -> None:
+    """Refuse what is not text of one byte for each ASCII character, judging by its start."""
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise FileFormatError(f"{name} is UTF-16 text: save it as UTF-8")
     if b"\0" in content[:4096]:
         raise FileFormatError(
             f"{name} is neither text nor a known format: give csv, tsv, npy, npz, Matrix Market or HDF5"
         )
+
+
+def not_utf8(error: UnicodeDecodeError, name: str, lines_before: int = 0) -> FileFormatError:
+    """Return, to be raised, the error for text that cannot be decoded, with its line."""
+    line = lines_before + error.object.count(b"\n", 0, error.start) + 1
+    byte = error.object[error.start]
+    return FileFormatError(f"{name}, line {line}: byte 0x{byte:02x} is not UTF-8: save the file as UTF-8")
+
+
+def _check_encoding(content: bytes, name: str) -> None:
+    check_start(content, name)
     if content.isascii():
         return
     try:
         content.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        byte = content[error.start]
-        raise FileFormatError(f"{name}, line {line}: byte 0x{byte:02x} is not UTF-8: save the file as UTF-8") from None
+        raise not_utf8(error, name) from None
 
 
 def _skip_comments(content: bytes) -> tuple[bytes, int]:
@@ -192,15 +216,21 @@ def _skip_comments(content: bytes) -> tuple[bytes, int]:
     while position < len(content):
         end = content.find(b"\n", position) + 1 or len(content)
         text = content[position:end].strip()
-        if text and not text.startswith((b"#", b"%")):
+        if not is_comment(text):
             break
         position, line = end, line + 1
     return content[position:], line
 
 
-def _find_delimiter(content: bytes) -> str | None:
+def is_comment(stripped: bytes) -> bool:
+    """Return whether a line above the data says nothing: blank, or starting with # or %."""
+    return not stripped or stripped.startswith((b"#", b"%"))
+
+
+def find_delimiter(content: bytes) -> tuple[str | None, str]:
+    """Return the delimiter (None: runs of blanks), by the rule of :func:`open_text`, and its name."""
     lines = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8", newline=None)
-    sample = [_without_quoted(line) for line in islice(lines, _SAMPLE_LINES) if line.strip()]
+    sample = [_without_quoted(line) for line in islice(lines, SAMPLE_LINES) if line.strip()]
     best, most = None, len(sample) / 2  # half of the lines, so that a damaged one does not hide the mark
     for mark in ("\t", "::", ";", ","):
         counts = Counter(line.count(mark) for line in sample)
@@ -208,7 +238,7 @@ def _find_delimiter(content: bytes) -> str | None:
         agreeing = max(counts.values(), default=0)
         if agreeing > most or (best is None and agreeing and agreeing >= most):
             best, most = mark, agreeing
-    return best
+    return best, _DELIMITER_NAMES[best]
 
 
 def _without_quoted(line: str) -> str:
