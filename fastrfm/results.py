@@ -195,14 +195,17 @@ class CompletionResult:
         rows = rows.astype(np.int64, copy=False)
         cols, values = np.empty((rows.size, n), dtype=np.int64), np.empty((rows.size, n))
         step = max(block_bytes // (ranking.BYTES_PER_ENTRY * self.shape[1]), 1)
+        room = np.empty((min(step, rows.size), self.shape[1]))
         for start in range(0, rows.size, step):
             check()  # Ctrl-C
-            span = slice(start, start + step)
-            cols[span], values[span] = self._top_of_block(rows[span], n, exclude)
+            span = slice(start, min(start + step, rows.size))
+            cols[span], values[span] = self._top_of_block(rows[span], n, exclude, room[: span.stop - start])
         return cols, values
 
-    def _top_of_block(self, rows: np.ndarray, n: int, exclude: Observations | None) -> tuple[np.ndarray, np.ndarray]:
-        block = self.block(rows)
+    def _top_of_block(
+        self, rows: np.ndarray, n: int, exclude: Observations | None, block: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        self.block(rows, out=block)
         if exclude is not None:
             for k, i in enumerate(rows):
                 block[k, exclude.indices[exclude.indptr[i] : exclude.indptr[i + 1]]] = -np.inf

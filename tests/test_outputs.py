@@ -328,6 +328,19 @@ def test_top_is_what_sorting_all_predictions_gives(whole, offsets, n, block_byte
             np.testing.assert_array_equal(values, wanted[1])
 
 
+@pytest.mark.parametrize("n", [1, 5])
+def test_top_by_the_maxima_of_groups_of_columns(monkeypatch, n):
+    monkeypatch.setattr("fastrfm.ranking._GROUPS_EACH", 2)
+    monkeypatch.setattr("fastrfm.ranking._LEAST_GROUPS", 2)
+    for whole in (False, True):
+        result, known = make_result((40, 61), whole=whole), some_observations((40, 61), share=0.93)
+        for exclude in (None, known):
+            cols, values = result.top(None, n, exclude)
+            wanted = naive_top(result, range(40), n, exclude)
+            np.testing.assert_array_equal(cols, wanted[0])
+            np.testing.assert_array_equal(values, wanted[1])
+
+
 def test_equal_columns_tie_by_position_whatever_blas_makes_of_them():
     # Seven different columns, each 301 times; the products of equal columns can differ in their last bits.
     result = make_result((60, 7), 30)
