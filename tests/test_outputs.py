@@ -341,6 +341,17 @@ def test_top_by_the_maxima_of_groups_of_columns(monkeypatch, n):
             np.testing.assert_array_equal(values, wanted[1])
 
 
+@pytest.mark.parametrize("n_cols", [30, 3000])
+def test_a_block_that_is_off_by_rounding_decides_nothing(n_cols):
+    rng = np.random.default_rng(0)
+    exact = np.round(rng.normal(size=(20, n_cols)), 1)  # many ties
+    off = exact + rng.uniform(-1e-9, 1e-9, size=exact.shape)
+    cols, values = ranking.largest(off, 6, np.full(20, 1e-9), lambda rows, cols: exact[rows, cols])
+    wanted = np.argsort(-exact, axis=1, kind="stable")[:, :6]
+    np.testing.assert_array_equal(cols, wanted)
+    np.testing.assert_array_equal(values, np.take_along_axis(exact, wanted, axis=1))
+
+
 def test_equal_columns_tie_by_position_whatever_blas_makes_of_them():
     # Seven different columns, each 301 times; the products of equal columns can differ in their last bits.
     result = make_result((60, 7), 30)
