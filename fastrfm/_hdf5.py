@@ -18,6 +18,7 @@ import numpy as np
 from fastrfm.atomic import PathLike, writing
 from fastrfm.errors import FastrfmError, FileFormatError, InputError, MissingFileError
 
+FORMAT_VERSION = 1
 _REMEDY = "; make the file again with `fastrfm convert`"
 TEXT = h5py.string_dtype("utf-8")
 _IMAGE_STEP = 1 << 24  # bytes by which a file in memory grows
@@ -87,6 +88,12 @@ def writing_large_hdf5(path: PathLike, force: bool, n_bytes: int, *, folder: Pat
             os.posix_fallocate(raw.fileno(), 0, len(image) + n_bytes + n_bytes // 50 + _SPARE)
         with h5py.File(aside, "r+", libver="v110") as file:
             yield file
+
+
+def mark(file: h5py.File) -> None:
+    """Say at the root that the file is fastrfm's, and of which version."""
+    file.attrs["format"] = "fastrfm"
+    file.attrs["format_version"] = FORMAT_VERSION
 
 
 def _open(path: PathLike) -> h5py.File:

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 import h5py
 import numpy as np
 
-from fastrfm._hdf5 import get_attribute, get_dataset, read_names
+from fastrfm._hdf5 import get_attribute, get_dataset, mark, read_names
 from fastrfm.errors import FileFormatError, InputError
-
-FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -27,12 +25,6 @@ class Triples:
     shape: tuple[int, int] | None
     row_names: np.ndarray | None
     col_names: np.ndarray | None
-
-
-def mark(file: h5py.File) -> None:
-    """Say in the root's attributes that a file is fastrfm's."""
-    file.attrs["format"] = "fastrfm"
-    file.attrs["format_version"] = FORMAT_VERSION
 
 
 def create_observations(file: h5py.File, shape: tuple[int, int]) -> h5py.Group:

@@ -147,6 +147,10 @@ class RowBlocks(ABC):
         """
 
     @abstractmethod
+    def cols_of(self, row: int) -> np.ndarray:
+        """Return the columns observed in a row, ascending."""
+
+    @abstractmethod
     def transposed(self) -> RowBlocks:
         """Return the same entries with rows and columns swapped."""
 

@@ -234,6 +234,10 @@ class Observations(RowBlocks):
         check()
         yield TileBlock(slice(0, self.n_rows), 0, tiles, self.indptr, self.indices, self.values)
 
+    def cols_of(self, row: int) -> np.ndarray:
+        found: np.ndarray = self.indices[self.indptr[row] : self.indptr[row + 1]]
+        return found
+
     def _block(self, start: int, stop: int) -> RowBlock:
         first, last = self.indptr[start], self.indptr[stop]
         by_row = Compressed(self.indptr[start : stop + 1] - first, self.indices[first:last], self.values[first:last])

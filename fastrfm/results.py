@@ -7,11 +7,18 @@ estimate is ``left @ right.T`` plus, with offsets, ``mean + rows[i] + cols[j]``.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastrfm import ranking
+from fastrfm._interrupt import check
 from fastrfm.errors import InputError
+
+if TYPE_CHECKING:
+    from fastrfm.blocks import RowBlocks
+
+_BLOCK_BYTES = 1 << 26  # of memory for a block of rows; larger gains nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,11 +122,8 @@ class CompletionResult:
         from fastrfm.kernels.residual import predict_pairs
 
         rows, cols = np.broadcast_arrays(rows, cols)
-        for positions, size, what in ((rows, self.shape[0], "row"), (cols, self.shape[1], "column")):
-            if positions.size and positions.dtype.kind not in "iu":
-                raise InputError(f"{what} positions must be whole numbers, got dtype {positions.dtype}")
-            if positions.size and (positions.min() < 0 or positions.max() >= size):
-                raise InputError(f"{what} positions must lie in 0…{size - 1}, got {positions.min()}…{positions.max()}")
+        _check_positions(rows, self.shape[0], "row")
+        _check_positions(cols, self.shape[1], "column")
         flat_rows = np.array(rows, dtype=np.int64).ravel()
         flat_cols = np.array(cols, dtype=np.int64).ravel()
         out = np.empty(flat_rows.size)
@@ -130,7 +134,106 @@ class CompletionResult:
 
     def to_dense(self) -> np.ndarray:
         """Return the whole estimate, (n_rows, n_cols) float64: needs 8 n_rows n_cols bytes."""
-        dense: np.ndarray = self.left @ self.right.T
+        return self.block(slice(None))
+
+    def block(self, rows: Any, cols: Any = slice(None), out: np.ndarray | None = None) -> np.ndarray:
+        """Return the estimate at whole rows (and columns), float64.
+
+        Parameters
+        ----------
+        rows, cols : slice or (n,) int array
+            Of the matrix; the block has the shape of their product.
+        out : float64 array of that shape, optional
+            Written and returned; a loop over blocks is several times as fast with it.
+        """
+        block: np.ndarray = np.matmul(self.left[rows], self.right[cols].T, out=out)
         if self.offsets is not None:
-            dense += self.offsets.mean + self.offsets.rows[:, None] + self.offsets.cols
-        return dense
+            block += (self.offsets.mean + self.offsets.rows[rows])[:, None]
+            block += self.offsets.cols[cols]
+        return block
+
+    def check_finite(self) -> None:
+        """Raise InputError unless factors and offsets are finite: NaN would read as missing, and has no rank."""
+        parts = [self.left, self.right]
+        if self.offsets is not None:
+            parts += [self.offsets.rows, self.offsets.cols, np.asarray(self.offsets.mean)]
+        # NaN comes through both, and neither makes an array of flags.
+        if not all(np.isfinite(part.min(initial=0.0)) and np.isfinite(part.max(initial=0.0)) for part in parts):
+            raise InputError("the result holds NaN or infinite numbers: complete the matrix again")
+
+    def top(
+        self, rows: Any, n: int, exclude: RowBlocks | None = None, *, block_bytes: int = _BLOCK_BYTES
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the columns with the largest estimates in each row, largest first, ties by lower column.
+
+        Parameters
+        ----------
+        rows : (n_wanted,) array_like of int, or None for all rows
+            Zero-based positions.
+        n : int
+            How many columns; at most n_cols.
+        exclude : Observations or StoredObservations, optional
+            Entries that are not to be taken, such as those already known; of the matrix's shape.
+        block_bytes : int
+            About how much memory to use beside the answer; the answer does not depend on it.
+
+        Returns
+        -------
+        cols : (n_wanted, n) int64
+            -1 where fewer than n columns are left.
+        values : (n_wanted, n) float64
+            What :meth:`predict` gives there, in the data's unit; NaN where no column is left.
+
+        Raises
+        ------
+        InputError
+            If `n` is no whole number from 1 to n_cols, a position is none of the matrix, `exclude` has another shape,
+            or the result holds NaN or infinities.
+        """
+        rows = np.arange(self.shape[0]) if rows is None else np.asarray(rows)
+        self._check_top(rows, n, exclude)
+        rows = rows.astype(np.int64, copy=False)
+        cols, values = np.empty((rows.size, n), dtype=np.int64), np.empty((rows.size, n))
+        step = max(block_bytes // (ranking.BYTES_PER_ENTRY * self.shape[1]), 1)
+        room = np.empty((min(step, rows.size), self.shape[1]))
+        for start in range(0, rows.size, step):
+            check()  # Ctrl-C
+            span = slice(start, min(start + step, rows.size))
+            cols[span], values[span] = self._top_of_block(rows[span], n, exclude, room[: span.stop - start])
+        return cols, values
+
+    def _top_of_block(
+        self, rows: np.ndarray, n: int, exclude: RowBlocks | None, block: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        self.block(rows, out=block)
+        if exclude is not None:
+            for k, i in enumerate(rows):
+                block[k, exclude.cols_of(int(i))] = -np.inf
+        added = 0.0
+        if self.offsets is not None:
+            parts = self.offsets.rows, self.offsets.cols
+            added = abs(self.offsets.mean) + sum(float(np.abs(part).max(initial=0.0)) for part in parts)
+        margin = ranking.rounding_margin(self.left[rows], self.right, added)
+        return ranking.largest(block, n, margin, lambda i, j: self.predict(rows[i], j))
+
+    def _check_top(self, rows: np.ndarray, n: int, exclude: RowBlocks | None) -> None:
+        n_cols = self.shape[1]
+        if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
+            raise InputError(f"n must be a whole number, at least 1, got {n!r}")
+        if n > n_cols:
+            raise InputError(f"n must be at most the number of columns, {n_cols}, got {n}: ask for fewer")
+        if rows.ndim != 1:
+            raise InputError(f"rows must be 1-D, got {rows.ndim} dimensions: give a list of positions")
+        _check_positions(rows, self.shape[0], "row")
+        if exclude is not None and exclude.shape != self.shape:
+            raise InputError(
+                f"the observations to exclude must have the result's shape {self.shape}, got {exclude.shape}"
+            )
+        self.check_finite()
+
+
+def _check_positions(positions: np.ndarray, size: int, what: str) -> None:
+    if positions.size and positions.dtype.kind not in "iu":
+        raise InputError(f"{what} positions must be whole numbers, got dtype {positions.dtype}")
+    if positions.size and (positions.min() < 0 or positions.max() >= size):
+        raise InputError(f"{what} positions must lie in 0…{size - 1}, got {positions.min()}…{positions.max()}")

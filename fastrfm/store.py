@@ -15,10 +15,12 @@ import h5py
 import numpy as np
 
 from fastrfm._hdf5 import (
+    FORMAT_VERSION,
     get_attribute,
     get_attributes,
     get_dataset,
     get_group,
+    mark,
     read_names,
     reading,
     set_attribute,
@@ -26,12 +28,14 @@ from fastrfm._hdf5 import (
     writing_hdf5,
     writing_large_hdf5,
 )
-from fastrfm._layout import FORMAT_VERSION, create_observations, is_triples, mark, open_triples
+from fastrfm._layout import create_observations, is_triples, open_triples
 from fastrfm._memory import default_memory
 from fastrfm.atomic import PathLike
 from fastrfm.blocks import RowBlocks
 from fastrfm.errors import FileFormatError, InputError
 from fastrfm.observations import Observations
+from fastrfm.outputs import write_dense as write_dense  # part of this module's face, written block by block there
+from fastrfm.outputs import write_top as write_top
 from fastrfm.results import CompletionResult, Offsets
 from fastrfm.stored import StoredObservations
 from fastrfm.stored_files import IN_MEMORY_FACTOR, open_stored, stored_bytes
@@ -154,6 +158,8 @@ def _kind(file: h5py.File) -> str:
             raise FileFormatError(
                 f"format_version {version!r} is unknown, wanted {FORMAT_VERSION}: update fastrfm to read it"
             )
+    if is_ours and "completed" in file:
+        return "dense"
     if "observations" in file:
         return "dense" if isinstance(file["observations"], h5py.Dataset) else "observations"
     if "result" in file:

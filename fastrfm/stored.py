@@ -249,6 +249,9 @@ class StoredObservations(RowBlocks):
             check()
             yield TileBlock.of(self._block(int(tiles[first]), int(tiles[last])), tiles, first, last)
 
+    def cols_of(self, row: int) -> np.ndarray:
+        return self._source.entries(self.indptr, row, row + 1)[0]
+
     def _block(self, start: int, stop: int) -> RowBlock:
         indices, values = self._source.entries(self.indptr, start, stop)
         by_row = Compressed(self.indptr[start : stop + 1] - self.indptr[start], indices, values)

@@ -18,6 +18,7 @@ from fastrfm.errors import FastrfmError
 EXIT_FAILURE = 1
 EXIT_NOT_CONVERGED = 3
 ITERATION_KEY = "fastrfm.iteration"  # in the context's meta: the last iteration that was finished
+OUTCOME_KEY = "fastrfm.outcome"  # in the context's meta: what a run that is stopped now leaves, in words
 
 # First lines of the subcommands' help, kept here so that ``fastrfm --help`` need not load them.
 COMMANDS = {
@@ -25,6 +26,8 @@ COMMANDS = {
     "info": "Say what a file holds.",
     "complete": "Complete a matrix and write the result as HDF5.",
     "predict": "Predict the values of row and column pairs from a result.",
+    "fill": "Write the whole completed matrix of a result.",
+    "top": "Write the columns with the largest estimates of each row.",
     "evaluate": "Measure the error on held-out entries over repeated random splits.",
 }
 
@@ -46,8 +49,11 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
+        from fastrfm._interrupt import ending_on_sigterm
+
         try:
-            return super().invoke(ctx)
+            with ending_on_sigterm():
+                return super().invoke(ctx)
         except FastrfmError as error:
             click.echo(f"Error: {error}", err=True)
         except MemoryError as error:
@@ -55,7 +61,8 @@ class LazyGroup(click.Group):
         except KeyboardInterrupt:
             iteration = ctx.meta.get(ITERATION_KEY)
             where = "" if iteration is None else f" after iteration {iteration}"
-            click.echo(f"Stopped by Ctrl-C{where}: nothing was written", err=True)
+            outcome = ctx.meta.get(OUTCOME_KEY, "nothing was written")
+            click.echo(f"Stopped by Ctrl-C{where}: {outcome}", err=True)
         ctx.exit(EXIT_FAILURE)
 
 

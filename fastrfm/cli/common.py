@@ -18,11 +18,15 @@ from fastrfm.errors import InputError, NotConvergedWarning
 from fastrfm.options import DEVICES, EXACT_TOL, METHODS, NOISY_TOL, SMOOTHING_RULES, CompletionOptions
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from click._termui_impl import ProgressBar
 
     from fastrfm.blocks import RowBlocks
+    from fastrfm.observations import Observations
     from fastrfm.results import CompletionResult
     from fastrfm.solvers.monitor import Iteration
+    from fastrfm.stored import StoredObservations
 
 _DEFAULT = CompletionOptions()
 _BAR_STEPS = 1000
@@ -40,26 +44,24 @@ class RuleOrNumber(click.ParamType[str | float]):
             return str(value)
 
 
-class Memory(click.ParamType[int]):
-    """An amount of memory such as 512M, in bytes."""
+class MemorySize(click.ParamType[int]):
+    """A size such as 512M or 2G, in bytes."""
 
-    name = "memory"
+    name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         from fastrfm._memory import parse_memory
 
         try:
-            return parse_memory(str(value))
+            return value if isinstance(value, int) else parse_memory(value)
         except InputError as error:
             self.fail(str(error), param, ctx)
 
 
 memory_option = click.option(
     "--memory",
-    type=Memory(),
-    metavar="SIZE",
-    help="Memory for observations of an HDF5 file, such as 512M; larger files are read in blocks. "
-    "[default: a quarter of what is free]",
+    type=MemorySize(),
+    help="About the most memory to use, such as 512M or 2G. [default: a quarter of what is free]",
 )
 
 _SOLVER_OPTIONS = (
@@ -160,6 +162,36 @@ def complete_with_progress(
     with warnings.catch_warnings(), bar:
         warnings.simplefilter("ignore", NotConvergedWarning)  # the report and the exit code say so
         return complete(observations, **asdict(options), callback=show, **more)
+
+
+def read_matching(path: Path, result: CompletionResult) -> Observations | StoredObservations:
+    """Return the observations in a file, having made sure that they are of the matrix that `result` completes."""
+    from fastrfm.readers import read_observations
+
+    observations = read_observations(path)
+    if observations.shape != result.shape:
+        raise InputError(
+            f"{path}: has {shape_in_words(observations.shape)}, the result {shape_in_words(result.shape)}: "
+            "give the file that was completed"
+        )
+    for axis in ("row", "col"):
+        names, wanted = getattr(observations, f"{axis}_names"), getattr(result, f"{axis}_names")
+        if names is not None and wanted is not None and not (names == wanted).all():
+            raise InputError(f"{path}: its {axis}_names are not those of the result: give the file that was completed")
+    return observations
+
+
+def rows_bar(label: str, n_rows: int, *, quiet: bool) -> ProgressBar[int]:
+    """Return a progress bar over rows, on standard error if that is a terminal and `quiet` is false."""
+    return click.progressbar(length=n_rows, label=label, file=sys.stderr, hidden=quiet or not sys.stderr.isatty())
+
+
+def write_dense_with_progress(path: Path, result: CompletionResult, *, quiet: bool, **options: Any) -> None:
+    """Write the completed matrix, see ``store.write_dense``, with a progress bar."""
+    from fastrfm.store import write_dense
+
+    with rows_bar("Writing", result.shape[0], quiet=quiet) as bar:
+        write_dense(path, result, progress=lambda done: bar.update(done - bar.pos), **options)
 
 
 def stop_in_words(result: CompletionResult) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastrfm.cli import EXIT_NOT_CONVERGED
+from fastrfm.cli import EXIT_NOT_CONVERGED, ITERATION_KEY, OUTCOME_KEY
 from fastrfm.cli.common import (
     complete_with_progress,
     count,
@@ -19,7 +19,9 @@ from fastrfm.cli.common import (
     solver_options,
     stop_in_words,
     what_to_do,
+    write_dense_with_progress,
 )
+from fastrfm.errors import FastrfmError
 from fastrfm.options import CompletionOptions
 
 if TYPE_CHECKING:
@@ -46,6 +48,19 @@ if TYPE_CHECKING:
     metavar="EARLIER.h5",
     help="Go on from this result of the same shape: after new entries, or with another ridge. Two-sided only.",
 )
+@click.option(
+    "--write-dense",
+    type=click.Path(path_type=Path),
+    metavar="DENSE.h5",
+    help="Write the whole completed matrix as well, as fill does.",
+)
+@click.option(
+    "--dense-dtype",
+    type=click.Choice(("float32", "float64")),
+    default="float64",
+    show_default=True,
+    help="Number type of DENSE.h5.",
+)
 @memory_option
 @click.option(
     "--checkpoint",
@@ -57,7 +72,7 @@ if TYPE_CHECKING:
     "--every", type=click.IntRange(min=1), default=10, show_default=True, metavar="N", help="Iterations between states."
 )
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint, if it is there, of the same run.")
-@click.option("--force", is_flag=True, help="Replace RESULT.h5 if it exists.")
+@click.option("--force", is_flag=True, help="Replace the outputs if they exist.")
 @click.option("--quiet", is_flag=True, help="No progress bar and no report.")
 def command(
     file: Path,
@@ -65,6 +80,8 @@ def command(
     options: CompletionOptions,
     holdout: float | None,
     start: Path | None,
+    write_dense: Path | None,
+    dense_dtype: str,
     memory: int | None,
     checkpoint: Path | None,
     every: int,
@@ -87,6 +104,9 @@ def command(
     check_output(output, force=force, source=file)
     if checkpoint is not None:
         check_output(checkpoint, force=True, source=file)
+    if write_dense is not None:
+        for other in (file, output):
+            check_output(write_dense, force=force, source=other)
     observations = read_observations(file, memory=memory)
     options.check_shape(observations.shape)
     fitted, held_out = observations, None
@@ -108,10 +128,25 @@ def command(
             ("result", f"{output}{'' if held_out is None else ', fitted without the held-out entries'}"),
         ]
         echo_report(lines)
+    if write_dense is not None:
+        _write_dense(write_dense, output, result, dtype=dense_dtype, force=force, quiet=quiet)
     advice = what_to_do(result.stop_reason)
     if advice:
         click.echo(f"Not converged: {advice}", err=True)
         click.get_current_context().exit(EXIT_NOT_CONVERGED)
+
+
+def _write_dense(path: Path, output: Path, result: CompletionResult, *, quiet: bool, **options: Any) -> None:
+    """Write the matrix; the result is there by now, and what goes wrong says so."""
+    meta = click.get_current_context().meta
+    meta.pop(ITERATION_KEY, None)
+    meta[OUTCOME_KEY] = f"{output} is written, {path} is not"
+    try:
+        write_dense_with_progress(path, result, quiet=quiet, **options)
+    except FastrfmError as error:
+        raise type(error)(f"{error}; {output} is written, make the matrix from it with `fastrfm fill`") from None
+    if not quiet:
+        echo_report([("completed matrix", f"{path}, {options['dtype']}")])
 
 
 def _fit_lines(result: CompletionResult) -> list[tuple[str, Any]]:

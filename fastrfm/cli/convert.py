@@ -43,7 +43,6 @@ def command(source: Path, destination: Path, layout: str, indexed: bool, memory:
     text, or in HDF5 as /rows, /cols and /values, may be larger than memory and in any order; they need room on the
     disk beside DST.h5 meanwhile.
     """
-    from fastrfm._interrupt import ending_on_sigterm
     from fastrfm._memory import parse_memory
     from fastrfm.conversion import convert
 
@@ -54,7 +53,7 @@ def command(source: Path, destination: Path, layout: str, indexed: bool, memory:
     bar: ProgressBar[int] = click.progressbar(
         length=_BAR_STEPS, label="Converting", file=sys.stderr, hidden=not sys.stderr.isatty()
     )
-    with ending_on_sigterm(), bar:
+    with bar:
         done = convert(
             source,
             destination,

@@ -1,25 +1,23 @@
-"""``fastrfm predict``: a result and a table of (row, column) pairs in, the table with predictions out."""
+"""``fastrfm predict``: a result and pairs of row and column in, the pairs with predictions out, block by block."""
 
 from __future__ import annotations
 
 import csv
+import shutil
 import sys
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 import click
 
 from fastrfm.errors import InputError
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from fastrfm.readers.text import Text
+    from fastrfm.readers.pairs import TextQueries
     from fastrfm.results import CompletionResult
 
-    Record = tuple[int, list[str]]
-
-_AXES = ("row", "column")
+_HELD = 1 << 24  # characters for standard output that stay in memory
 
 
 @click.command("predict")
@@ -39,99 +37,77 @@ _AXES = ("row", "column")
 def command(result_file: Path, pairs_file: Path, output: Path | None, by: str, force: bool) -> None:
     """Predict the values of row and column pairs from a result.
 
-    PAIRS.csv has a row and a column in its first two columns; further columns are kept. The output is the same table
-    with one more column, prediction; it has a header if PAIRS.csv has one.
+    PAIRS.csv (or .gz) has a row and a column in its first two columns; further columns are kept. The output is the
+    same table with one more column, prediction; it has a header if PAIRS.csv has one. PAIRS may also be HDF5 with
+    positions in /rows and /cols; an OUT.h5 then has them and /predictions. Both may be larger than memory.
     """
     from fastrfm.atomic import check_output, writing
-    from fastrfm.readers.text import open_text
+    from fastrfm.outputs import is_hdf5_name
+    from fastrfm.readers import file_kind
     from fastrfm.store import read_result
 
     if output is not None:
         for source in (result_file, pairs_file):
             check_output(output, force=force, source=source)
     result = read_result(result_file)
-    text = open_text(pairs_file)
-    lookups = _lookups(result, by)
-    header, records = _split_header(text, lookups)
-    rows, cols = (_positions(text, records, axis, lookups[axis], result.shape[axis]) for axis in (0, 1))
-    values = result.predict(rows, cols).tolist()
-    table = [[*fields, repr(value)] for (_, fields), value in zip(records, values, strict=True)]
-    if header is not None:
-        table.insert(0, [*header, "prediction"])
-    delimiter = text.delimiter or " "
+    is_hdf5 = file_kind(pairs_file) == "hdf5"
+    if is_hdf5 and by == "name":
+        raise InputError(f"{pairs_file}: pairs in HDF5 are zero-based positions: use --by index")
+    if output is not None and is_hdf5_name(output):
+        if not is_hdf5:
+            raise InputError(f"{output}: pairs in text give text: end the name in .csv, or give the pairs as HDF5")
+        _predict_to_hdf5(result, pairs_file, output, force)
+        return
+    queries = None if is_hdf5 else _open(pairs_file, result, by)
     if output is None:
-        csv.writer(sys.stdout, delimiter=delimiter, lineterminator="\n").writerows(table)
+        # Nothing is shown until all is well, and what does not fit into memory waits on the disk.
+        with tempfile.SpooledTemporaryFile(_HELD, "w+", encoding="utf-8", newline="") as held:
+            _predict_to_text(result, pairs_file, queries, held)
+            held.seek(0)
+            shutil.copyfileobj(held, sys.stdout)
         return
     with writing(output, force=force) as aside, aside.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, delimiter=delimiter, lineterminator="\n").writerows(table)
+        _predict_to_text(result, pairs_file, queries, file)
 
 
-def _lookups(result: CompletionResult, by: str) -> list[dict[str, int] | None]:
-    """Return for rows and columns where each name stands, or None where positions are asked for."""
-    lookups: list[dict[str, int] | None] = []
-    for axis, names in zip(_AXES, (result.row_names, result.col_names), strict=True):
-        if by == "index" or (by == "auto" and names is None):
-            lookups.append(None)
-            continue
-        if names is None:
-            raise InputError(f"the result has no {axis} names: use --by index with zero-based positions")
-        lookup = {name: position for position, name in enumerate(names)}
-        if len(lookup) < len(names):
-            raise InputError(f"{len(names) - len(lookup)} {axis} names occur twice in the result: use --by index")
-        lookups.append(lookup)
-    return lookups
+def _open(pairs_file: Path, result: CompletionResult, by: str) -> TextQueries:
+    from fastrfm.readers.pairs import name_lookups, open_queries
+    from fastrfm.readers.stream import stream_text
+
+    text = stream_text(pairs_file)
+    queries = open_queries(text, name_lookups(result, by), result.shape)
+    if queries.header is not None:
+        click.echo(
+            f"{text.name}, line {queries.header_line} was taken as a header: {', '.join(queries.header)}", err=True
+        )
+    return queries
 
 
-def _split_header(text: Text, lookups: list[dict[str, int] | None]) -> tuple[list[str] | None, list[Record]]:
-    """Return the header, or None, and the other records, each at least two fields wide.
+def _predict_to_text(result: CompletionResult, pairs_file: Path, queries: TextQueries | None, file: IO[str]) -> None:
+    from fastrfm._hdf5 import reading
+    from fastrfm.readers.pairs import hdf5_pairs
 
-    The first record is a header if neither of its first two fields is a whole number or a known name.
-    """
-    from fastrfm.readers.layout import is_whole
-
-    records = list(text.records())
-    for line, fields in records:
-        if len(fields) < 2:
-            raise text.error(line, f"expected a row and a column, got {len(fields)} field ({text.delimiter_name})")
-        if len(fields) != len(records[0][1]):
-            raise text.error(line, f"expected {len(records[0][1])} columns as in the lines above, got {len(fields)}")
-    line, first = records[0]
-    if any(is_whole(field) or field in (lookup or ()) for field, lookup in zip(first, lookups, strict=False)):
-        return None, records
-    if len(records) == 1:
-        raise text.error(line, f"no pair to predict: {first[0]!r} and {first[1]!r} are not in the result")
-    click.echo(f"{text.name}, line {line} was taken as a header: {', '.join(first)}", err=True)
-    return first, records[1:]
+    delimiter = "," if queries is None else queries.text.delimiter or " "
+    table = csv.writer(file, delimiter=delimiter, lineterminator="\n")
+    if queries is None:
+        table.writerow(("row", "col", "prediction"))
+        with reading(pairs_file) as pairs:
+            for _, rows, cols in hdf5_pairs(pairs, result.shape):
+                values = result.predict(rows, cols).tolist()
+                table.writerows(zip(rows.tolist(), cols.tolist(), map(repr, values), strict=True))
+        return
+    if queries.header is not None:
+        table.writerow([*queries.header, "prediction"])
+    for block, (rows, cols) in queries.blocks():
+        values = result.predict(rows, cols).tolist()
+        table.writerows([*fields, repr(value)] for fields, value in zip(block, values, strict=True))
 
 
-def _positions(text: Text, records: list[Record], axis: int, lookup: dict[str, int] | None, size: int) -> np.ndarray:
-    """Return (n_pairs,) int64 positions of one axis.
+def _predict_to_hdf5(result: CompletionResult, pairs_file: Path, output: Path, force: bool) -> None:
+    from fastrfm._hdf5 import reading
+    from fastrfm.outputs import write_predictions
+    from fastrfm.readers.pairs import hdf5_pairs
 
-    Raises
-    ------
-    FileFormatError
-        If a field is no zero-based position, with the line.
-    InputError
-        If a name is unknown or a position out of range, with the line.
-    """
-    import numpy as np
-
-    from fastrfm.readers.layout import is_whole
-
-    positions = np.empty(len(records), dtype=np.int64)
-    for k, (line, fields) in enumerate(records):
-        field = fields[axis]
-        found: Any = None
-        if lookup is not None:
-            found = lookup.get(field)
-            if found is None:
-                raise InputError(
-                    f"{text.name}, line {line}: the result has no {_AXES[axis]} named {field!r}: "
-                    "names match as they are written"
-                )
-        elif not is_whole(field):
-            raise text.error(line, f"expected a zero-based {_AXES[axis]} position, got {field!r}")
-        elif not 0 <= (found := int(field)) < size:
-            raise InputError(f"{text.name}, line {line}: {_AXES[axis]} position {field} is outside 0…{size - 1}")
-        positions[k] = found
-    return positions
+    with reading(pairs_file) as pairs:
+        n_pairs = pairs["rows"].size if "rows" in pairs else 0
+        write_predictions(output, result, n_pairs, hdf5_pairs(pairs, result.shape), force=force)

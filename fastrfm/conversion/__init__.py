@@ -92,7 +92,7 @@ def convert(
             if is_triples(file) and "observations" not in file:
                 with scratch_folder(destination) as folder:
                     return _convert_datasets(file, source, destination, force, memory, report, folder)
-    found = read_with_notes(source, layout=layout, indexed=indexed)
+    found = read_with_notes(source, layout=layout, indexed=indexed, memory=memory)
     observations = found.observations
     write_observations(destination, observations, force=force)
     named = observations.row_names is not None, observations.col_names is not None

@@ -16,7 +16,16 @@ from typing import IO
 import numpy as np
 
 from fastrfm.errors import FileFormatError
-from fastrfm.readers.text import BOM, DOUBLE_COLON, Text, check_encoding, make_text, opened, skip_comments
+from fastrfm.readers.text import (
+    BOM,
+    DOUBLE_COLON,
+    Text,
+    check_encoding,
+    make_text,
+    opened,
+    skip_comments,
+    split_records,
+)
 
 BLOCK_BYTES = 1 << 23
 HEAD_RECORDS = 1001
@@ -126,6 +135,35 @@ def open_stream(path: Path) -> TextStream:
     raw, _ = skip_comments(start.removeprefix(BOM))
     sizes = len(start) - len(raw), head.first_line, path.stat().st_size
     return TextStream(path, head, raw, is_whole, is_packed, *sizes)
+
+
+@dataclass(frozen=True)
+class StreamedText(Text):
+    """A text file that is read anew whenever its lines are asked for; `content` holds its start alone.
+
+    Attributes
+    ----------
+    stream : TextStream
+    is_quoted : bool
+        Whether quotes are looked for.
+    """
+
+    stream: TextStream
+    is_quoted: bool
+
+    def lines(self) -> Iterator[str]:
+        for piece in self.stream.blocks():
+            yield from piece.lines()
+
+    def records(self) -> Iterator[tuple[int, list[str]]]:
+        return split_records(self, self.lines(), has_quotes=self.is_quoted)
+
+
+def stream_text(path: Path) -> StreamedText:
+    """Return a text file whose records are read block by block; errors as :func:`fastrfm.readers.text.open_text`."""
+    stream = open_stream(path)
+    is_quoted = stream.head.delimiter is not None or any(b'"' in piece.content for piece in stream.blocks())
+    return StreamedText(**vars(stream.head), stream=stream, is_quoted=is_quoted)
 
 
 def _has_enough(name: str, content: bytes) -> bool:

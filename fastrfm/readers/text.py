@@ -12,7 +12,7 @@ import gzip
 import io
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -59,7 +59,7 @@ class Text:
     delimiter: str | None
     delimiter_name: str
 
-    def lines(self) -> io.TextIOWrapper:
+    def lines(self) -> Iterable[str]:
         """Return the content as a file of lines, line ends made uniform."""
         return io.TextIOWrapper(io.BytesIO(self.content), encoding="utf-8", newline=None)
 
@@ -78,7 +78,7 @@ class Text:
         return FileFormatError(f"{self.name}, line {line}: {problem}")
 
 
-def split_records(text: Text, lines: Iterator[str], *, has_quotes: bool) -> Iterator[tuple[int, list[str]]]:
+def split_records(text: Text, lines: Iterable[str], *, has_quotes: bool) -> Iterator[tuple[int, list[str]]]:
     """Yield what :meth:`Text.records` does from `lines`, the first of which is number ``text.first_line``."""
     if text.delimiter is None and not has_quotes:
         for number, line in enumerate(lines, text.first_line):
