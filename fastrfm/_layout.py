@@ -1,17 +1,27 @@
-"""Two layouts of observations in HDF5 that ``store`` and ``conversion`` share (docs/hdf5-schema.md).
+"""How HDF5 files are laid out: which one it is, and where the observations are (docs/hdf5-schema.md).
 
-Written: /observations as anndata's csr_matrix. Read: triples in any order, 1-D datasets /rows and /cols (zero-based)
-and /values at the root, with the optional attribute ``shape`` and optional /row_names and /col_names.
+Ours: /observations as anndata's csr_matrix, /result, /completed. Others': .h5ad, a 2-D dataset with NaN, triples in any
+order (1-D datasets /rows and /cols, zero-based, and /values, with the optional attribute ``shape`` and optional
+/row_names and /col_names). Shared by ``store`` and ``conversion``. Not here: reading the entries.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import h5py
 import numpy as np
 
-from fastrfm._hdf5 import get_attribute, get_dataset, mark, read_names
+from fastrfm._hdf5 import (
+    FORMAT_VERSION,
+    get_attribute,
+    get_attributes,
+    get_dataset,
+    get_group,
+    mark,
+    read_names,
+)
 from fastrfm.errors import FileFormatError, InputError
 
 
@@ -70,3 +80,112 @@ def open_triples(file: h5py.File) -> Triples:
 
 
 _AXES = ((0, "row"), (1, "col"))
+
+
+# --- which layout, and where ---------------------------------------------------------------------------------------
+
+
+def kind_of(file: h5py.File) -> str:
+    """Return "observations", "triples", "anndata", "dense" or "result": how the file is laid out."""
+    attributes = get_attributes(file)
+    is_ours = attributes.get("format") == "fastrfm"
+    if is_ours:
+        version = get_attribute(file, "format_version")
+        if version != FORMAT_VERSION:
+            raise FileFormatError(
+                f"format_version {version!r} is unknown, wanted {FORMAT_VERSION}: update fastrfm to read it"
+            )
+    if is_ours and "completed" in file:
+        return "dense"
+    if "observations" in file:
+        return "dense" if isinstance(file["observations"], h5py.Dataset) else "observations"
+    if "result" in file:
+        return "result"
+    if is_ours:
+        raise FileFormatError("group /observations is missing")
+    if is_triples(file):
+        return "triples"
+    if attributes.get("encoding-type") == "anndata" or all(name in file for name in ("X", "obs", "var")):
+        return "anndata"
+    return "dense"
+
+
+Located = tuple[h5py.Group | h5py.Dataset, tuple[int, int], tuple[Any, Any]]
+
+
+def locate(file: h5py.File, kind: str) -> Located:
+    """Return the group or dataset with the observations, their shape, and the names of rows and columns."""
+    if kind == "result":
+        raise FileFormatError("holds a result and no observations: give the file that was completed")
+    if kind == "anndata":
+        return _locate_anndata(file)
+    if kind == "observations":
+        matrix: h5py.Group | h5py.Dataset = get_group(file, "observations")
+        shape = _shape(matrix)
+    else:
+        matrix = get_dataset(file, "observations" if "observations" in file else _only_matrix(file), (None, None))
+        shape = matrix.shape
+    return matrix, shape, (read_names(file, "row_names", shape[0]), read_names(file, "col_names", shape[1]))
+
+
+def locate_named(file: h5py.File, name: str) -> Located:
+    """Return the group or dataset of that name, as :func:`locate` does.
+
+    Raises
+    ------
+    InputError, FileFormatError
+        If it is no name, or there is no such matrix.
+    """
+    if not isinstance(name, str) or not name.strip("/"):
+        raise InputError(f"dataset must name a dataset or a group inside the file, got {name!r}")
+    where = f"/{name.strip('/')}"
+    if where not in file:
+        raise FileFormatError(f"holds no {where}: name what is there, or make a file with `fastrfm convert`")
+    found = file[where]
+    if isinstance(found, h5py.Group) and not {"encoding-type", "shape"} <= set(found.attrs):
+        raise FileFormatError(
+            f"{where} is a plain group: name a csr_matrix, a csc_matrix or a 2-D dataset, as `fastrfm convert` makes"
+        )
+    shape = _shape(found) if isinstance(found, h5py.Group) else get_dataset(file, where, (None, None)).shape
+    return found, shape, (_names_beside(found, "row_names", shape[0]), _names_beside(found, "col_names", shape[1]))
+
+
+def _names_beside(found: h5py.HLObject, key: str, size: int) -> np.ndarray | None:
+    """Names may belong to another matrix of the same group: those of another number are passed over."""
+    is_fitting = getattr(found.parent.get(key), "shape", None) == (size,)
+    return read_names(found.parent, key, size) if is_fitting else None
+
+
+def _only_matrix(file: h5py.File) -> str:
+    datasets = {name: file[name] for name in file if isinstance(file.get(name), h5py.Dataset)}
+    matrices = [name for name, dataset in datasets.items() if len(dataset.shape or ()) == 2]
+    if len(matrices) != 1:
+        found = f"found {', '.join(matrices)}" if matrices else "found none"
+        raise FileFormatError(
+            f"holds no /observations, and not exactly one 2-D dataset at the root ({found}): "
+            "make a file with `fastrfm convert` or write_observations"
+        )
+    return str(matrices[0])
+
+
+def _locate_anndata(file: h5py.File) -> Located:
+    if "X" not in file:
+        raise FileFormatError("is an anndata file without X: only X is read")
+    matrix = file["X"]
+    shape = _shape(matrix) if isinstance(matrix, h5py.Group) else get_dataset(file, "X", (None, None)).shape
+    return matrix, shape, (_anndata_names(file, "obs", shape[0]), _anndata_names(file, "var", shape[1]))
+
+
+def _anndata_names(file: h5py.File, axis: str, size: int) -> np.ndarray | None:
+    if not isinstance(file.get(axis), h5py.Group) or "_index" not in file[axis].attrs:
+        return None
+    return read_names(file[axis], get_attribute(file[axis], "_index", str), size)
+
+
+def _shape(group: h5py.Group) -> tuple[int, int]:
+    shape = get_attribute(group, "shape", list)
+    if len(shape) != 2 or not all(isinstance(size, int) for size in shape):
+        raise FileFormatError(f"attribute shape of {group.name} must be two whole numbers, got {shape}")
+    if min(shape) < 1:
+        raise InputError(f"the matrix is empty: shape {tuple(shape)} has no entries")
+    return shape[0], shape[1]

@@ -15,7 +15,6 @@ import h5py
 import numpy as np
 
 from fastrfm._hdf5 import (
-    FORMAT_VERSION,
     get_attribute,
     get_attributes,
     get_dataset,
@@ -28,7 +27,7 @@ from fastrfm._hdf5 import (
     writing_hdf5,
     writing_large_hdf5,
 )
-from fastrfm._layout import create_observations, is_triples, open_triples
+from fastrfm._layout import create_observations, kind_of, locate, locate_named, open_triples
 from fastrfm._memory import default_memory
 from fastrfm.atomic import PathLike
 from fastrfm.blocks import RowBlocks
@@ -91,10 +90,10 @@ def open_observations(
     """
     budget = default_memory() if memory is None else memory
     with reading(path) as file:
-        kind = _kind(file)
+        kind = kind_of(file)
         if kind == "triples" and dataset is None:
             return _read_triples(file, budget)
-        matrix, shape, names = _locate(file, kind) if dataset is None else _locate_named(file, dataset)
+        matrix, shape, names = locate(file, kind) if dataset is None else locate_named(file, dataset)
         if IN_MEMORY_FACTOR * stored_bytes(matrix) <= budget:
             return _read_matrix(matrix, shape, names)
         return open_stored(path, matrix.name, shape, names, budget)
@@ -148,49 +147,6 @@ def _writing(path: PathLike, force: bool, observations: RowBlocks) -> AbstractCo
     return writing_large_hdf5(path, force, n_bytes)
 
 
-def _kind(file: h5py.File) -> str:
-    """Return "observations", "triples", "anndata", "dense" or "result": how the file is laid out."""
-    attributes = get_attributes(file)
-    is_ours = attributes.get("format") == "fastrfm"
-    if is_ours:
-        version = get_attribute(file, "format_version")
-        if version != FORMAT_VERSION:
-            raise FileFormatError(
-                f"format_version {version!r} is unknown, wanted {FORMAT_VERSION}: update fastrfm to read it"
-            )
-    if is_ours and "completed" in file:
-        return "dense"
-    if "observations" in file:
-        return "dense" if isinstance(file["observations"], h5py.Dataset) else "observations"
-    if "result" in file:
-        return "result"
-    if is_ours:
-        raise FileFormatError("group /observations is missing")
-    if is_triples(file):
-        return "triples"
-    if attributes.get("encoding-type") == "anndata" or all(name in file for name in ("X", "obs", "var")):
-        return "anndata"
-    return "dense"
-
-
-_Located = tuple[h5py.Group | h5py.Dataset, tuple[int, int], tuple[Any, Any]]
-
-
-def _locate(file: h5py.File, kind: str) -> _Located:
-    """Return the group or dataset with the observations, their shape, and the names of rows and columns."""
-    if kind == "result":
-        raise FileFormatError("holds a result and no observations: give the file that was completed")
-    if kind == "anndata":
-        return _locate_anndata(file)
-    if kind == "observations":
-        matrix: h5py.Group | h5py.Dataset = get_group(file, "observations")
-        shape = _shape(matrix)
-    else:
-        matrix = get_dataset(file, "observations" if "observations" in file else _only_matrix(file), (None, None))
-        shape = matrix.shape
-    return matrix, shape, (read_names(file, "row_names", shape[0]), read_names(file, "col_names", shape[1]))
-
-
 def _read_triples(file: h5py.File, budget: int) -> Observations:
     found = open_triples(file)
     if IN_MEMORY_FACTOR * 24 * found.values.size > budget:
@@ -203,62 +159,6 @@ def _read_matrix(matrix: h5py.Group | h5py.Dataset, shape: tuple[int, int], name
     if isinstance(matrix, h5py.Group):
         return _read_compressed(matrix, shape, names)
     return Observations.from_dense(matrix[...], row_names=names[0], col_names=names[1])
-
-
-def _locate_named(file: h5py.File, name: str) -> _Located:
-    if not isinstance(name, str) or not name.strip("/"):
-        raise InputError(f"dataset must name a dataset or a group inside the file, got {name!r}")
-    where = f"/{name.strip('/')}"
-    if where not in file:
-        raise FileFormatError(f"holds no {where}: name what is there, or make a file with `fastrfm convert`")
-    found = file[where]
-    if isinstance(found, h5py.Group) and not {"encoding-type", "shape"} <= set(found.attrs):
-        raise FileFormatError(
-            f"{where} is a plain group: name a csr_matrix, a csc_matrix or a 2-D dataset, as `fastrfm convert` makes"
-        )
-    shape = _shape(found) if isinstance(found, h5py.Group) else get_dataset(file, where, (None, None)).shape
-    return found, shape, (_names_beside(found, "row_names", shape[0]), _names_beside(found, "col_names", shape[1]))
-
-
-def _names_beside(found: h5py.HLObject, key: str, size: int) -> np.ndarray | None:
-    """Names may belong to another matrix of the same group: those of another number are passed over."""
-    is_fitting = getattr(found.parent.get(key), "shape", None) == (size,)
-    return read_names(found.parent, key, size) if is_fitting else None
-
-
-def _only_matrix(file: h5py.File) -> str:
-    datasets = {name: file[name] for name in file if isinstance(file.get(name), h5py.Dataset)}
-    matrices = [name for name, dataset in datasets.items() if len(dataset.shape or ()) == 2]
-    if len(matrices) != 1:
-        found = f"found {', '.join(matrices)}" if matrices else "found none"
-        raise FileFormatError(
-            f"holds no /observations, and not exactly one 2-D dataset at the root ({found}): "
-            "make a file with `fastrfm convert` or write_observations"
-        )
-    return str(matrices[0])
-
-
-def _locate_anndata(file: h5py.File) -> _Located:
-    if "X" not in file:
-        raise FileFormatError("is an anndata file without X: only X is read")
-    matrix = file["X"]
-    shape = _shape(matrix) if isinstance(matrix, h5py.Group) else get_dataset(file, "X", (None, None)).shape
-    return matrix, shape, (_anndata_names(file, "obs", shape[0]), _anndata_names(file, "var", shape[1]))
-
-
-def _anndata_names(file: h5py.File, axis: str, size: int) -> np.ndarray | None:
-    if not isinstance(file.get(axis), h5py.Group) or "_index" not in file[axis].attrs:
-        return None
-    return read_names(file[axis], get_attribute(file[axis], "_index", str), size)
-
-
-def _shape(group: h5py.Group) -> tuple[int, int]:
-    shape = get_attribute(group, "shape", list)
-    if len(shape) != 2 or not all(isinstance(size, int) for size in shape):
-        raise FileFormatError(f"attribute shape of {group.name} must be two whole numbers, got {shape}")
-    if min(shape) < 1:
-        raise InputError(f"the matrix is empty: shape {tuple(shape)} has no entries")
-    return shape[0], shape[1]
 
 
 def _read_compressed(group: h5py.Group, shape: tuple[int, int], names: tuple[Any, ...]) -> Observations:
@@ -324,7 +224,7 @@ def read_result(path: PathLike) -> CompletionResult:
         attribute is missing or has the wrong shape or type.
     """
     with reading(path) as file:
-        return _read_result(file, _kind(file))
+        return _read_result(file, kind_of(file))
 
 
 def _read_result(file: h5py.File, kind: str) -> CompletionResult:
@@ -380,7 +280,7 @@ def describe(path: PathLike) -> dict[str, Any]:
         As :func:`open_observations` and :func:`read_result`.
     """
     with reading(path) as file:
-        kind, attributes = _kind(file), get_attributes(file, leave_out=_RESERVED)
+        kind, attributes = kind_of(file), get_attributes(file, leave_out=_RESERVED)
         result = _read_result(file, kind) if kind == "result" else None
     found = open_observations(path) if result is None else result
     about = _about_result(found) if isinstance(found, CompletionResult) else _about_observations(found)

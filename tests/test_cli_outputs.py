@@ -74,7 +74,9 @@ def test_fill_errors(named, known, tmp_path):
     assert_fails(run("fill", named[0], "-o", named[0], "--force"), "is the input itself")
     assert_fails(run("fill", named[0], "-o", known[0], "--force", "--keep-observed", known[0]), "is the input itself")
     assert_fails(run("fill", named[0], "-o", output, "--force", "--memory", "1M"), "give at least")
-    assert_fails(run("fill", named[0], "-o", output, "--memory", "much"), "memory must be a number of bytes such as 512M", 2)
+    assert_fails(
+        run("fill", named[0], "-o", output, "--memory", "much"), "memory must be a number of bytes such as 512M", 2
+    )
     assert_fails(run("fill", named[0], "-o", output, "--dtype", "int8"), "Invalid value", 2)
     write_observations(tmp_path / "in" / "other.h5", some_observations((20, 30)))
     other = run("fill", named[0], "-o", output, "--force", "--keep-observed", tmp_path / "in" / "other.h5")
