@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +14,13 @@ from fastrfm.errors import InputError, NotConvergedWarning
 from fastrfm.observations import Observations
 from fastrfm.options import CompletionOptions
 from fastrfm.results import CompletionResult
-from fastrfm.solvers.choice import AUTO_DENSE_SIDE, choose_method, is_answer, noise_limit, options_of_try
+from fastrfm.solvers.choice import AUTO_DENSE_SIDE, PATIENCE, choose_method, is_answer, options_of_try
 from fastrfm.solvers.completion import complete
 from fastrfm.solvers.monitor import Monitor
 from fastrfm.solvers.two_sided import solve_two_sided
+from fastrfm.store import open_observations
+
+GAPMINDER = Path(__file__).resolve().parent.parent / "datasets" / "gapminder-gdp.h5"
 
 
 def quietly(observations: Observations, rank: int | None = None, **options) -> CompletionResult:
@@ -67,7 +71,7 @@ def test_exact_data_are_left_to_two_sided(rank):
 def test_data_without_a_gap_fall_back_to_one_sided():
     observations = without_gap()
     options = CompletionOptions()
-    _, _, tried = solve_two_sided(observations, options_of_try(options), noise_limit=noise_limit(options))
+    _, _, tried = solve_two_sided(observations, options_of_try(options), patience=PATIENCE)
     assert tried.stop_reason == "stalled"
     found = quietly(observations)
     one_sided = quietly(observations, method="dense", max_iter=options.max_iter - tried.n_iter)
@@ -85,21 +89,82 @@ def test_float32_rounding_is_no_noise():
     assert problem.relative_error(found.to_dense()) < 1e-5
 
 
-@pytest.mark.parametrize(
-    ("rank", "kept"), [(None, {"converged", "callback"}), (2, {"converged", "callback", "max_iter"})]
-)
-def test_what_is_kept_of_a_try(rank, kept):
-    options = CompletionOptions(rank=rank)
-    monitor = Monitor(options, 1.0, None)
-    for reason in ("converged", "callback", "max_iter", "stalled"):
-        monitor.stop_reason = reason
-        assert is_answer(monitor, options) == (reason in kept)
+@pytest.mark.parametrize("reason", ["converged", "callback", "max_iter", "stalled"])
+@pytest.mark.parametrize(("smoothing", "change"), [(1e-13, 0.0), (1e-3, 0.0), (1e-13, 1e-3)])
+def test_what_is_kept_of_a_try(reason, smoothing, change):
+    monitor = Monitor(CompletionOptions(tol=0.0), 1.0, None, is_fast=True)
+    for _ in range(2):
+        monitor.record(smoothing=smoothing, floor=0.0, norm=1.0, change=change, masked_rmse=0.0, rank=2)
+    monitor.stop_reason = reason
+    is_exact = smoothing < 1e-12 and change == 0.0  # it ran out where no more was to be had
+    assert is_answer(monitor, 1.0) == (reason in ("converged", "callback") or is_exact)
+
+
+def noisy(noise: float, decimals: int | None = None) -> tuple[Observations, np.ndarray]:
+    """Return three in ten entries of an 80 x 60 matrix of rank 3 with noise, or rounded, and the matrix."""
+    rng = np.random.default_rng(0)
+    truth = rng.standard_normal((80, 3)) @ rng.standard_normal((3, 60))
+    mask = rng.random(truth.shape) < 0.3
+    table = truth + noise * rng.standard_normal(truth.shape)
+    table = table if decimals is None else np.round(table, decimals)
+    return Observations.from_dense(np.where(mask, table, np.nan)), truth
+
+
+@pytest.mark.compiled_only
+@pytest.mark.parametrize("noise", [1e-3, 1e-2, 0.1, 0.5])
+@pytest.mark.parametrize("rank", [3, 4, 6, 9])
+def test_noise_is_two_sided_at_the_right_rank_and_not_at_a_higher_one(noise, rank):
+    observations, truth = noisy(noise)
+    found = quietly(observations, rank, max_iter=600)
+    one_sided = quietly(observations, rank, method="factored", max_iter=600)
+    errors = [np.linalg.norm(each.to_dense() - truth) for each in (found, one_sided)]
+    assert errors[0] <= 1.05 * errors[1]
+    assert found.options["method"] == ("two-sided" if rank == 3 else "factored")
+    assert found.rank == rank
+
+
+@pytest.mark.compiled_only
+@pytest.mark.parametrize("decimals", [3, 4, 6])
+def test_rounded_data_show_their_rank(decimals):
+    observations, truth = noisy(0.0, decimals)
+    found = quietly(observations)
+    assert (found.options["method"], found.rank) == ("two-sided", 3)
+    assert np.linalg.norm(found.to_dense() - truth) < 10.0 ** (1 - decimals) * np.linalg.norm(truth) / 5.0
+
+
+@pytest.mark.compiled_only
+@pytest.mark.parametrize("rank", [2, 3, 5])
+def test_a_dominant_first_direction_is_not_all_that_a_rank_asks_for(rank):
+    rows, cols, values = open_observations(GAPMINDER).to_coo()
+    observations = Observations.from_coo(rows, cols, np.log10(values))
+    kept, held = observations.split(0.2, random_state=0)
+    rows, cols, values = held.to_coo()
+    errors = []
+    for method in ("auto", "factored"):
+        found = quietly(kept, rank, method=method, max_iter=500)
+        assert found.rank == rank
+        errors.append(np.sqrt(np.mean((found.predict(rows, cols) - values) ** 2)))
+    assert errors[0] <= 1.1 * errors[1]
+
+
+def test_a_few_iterations_are_enough_for_a_try():
+    assert options_of_try(CompletionOptions(max_iter=60)).max_iter == 60
+    assert options_of_try(CompletionOptions(max_iter=800)).max_iter == 300
+    assert options_of_try(CompletionOptions(max_iter=10_000, rank=2)).max_iter == 2500
+
+
+@pytest.mark.compiled_only
+def test_two_vectors_are_found_from_a_row_and_a_column():
+    matrix = np.full((50, 50), np.nan)
+    matrix[0], matrix[:, 0] = 1.0, 2.0
+    matrix[0, 0] = 1.0
+    found = complete(Observations.from_dense(matrix))
+    np.testing.assert_allclose(found.to_dense()[1:, 1:], 2.0, rtol=1e-6)
 
 
 def test_a_stalled_try_with_a_rank_is_followed_by_factored(monkeypatch):
-    def stalled(work, options, callback, start, noise_limit, checkpoint):
-        assert noise_limit == np.inf  # with a rank noise is no reason to give up
-        left, right, monitor = solve_two_sided(work, options, callback, start, noise_limit, checkpoint)
+    def stalled(work, options, callback, start, patience, checkpoint):
+        left, right, monitor = solve_two_sided(work, options, callback, start, patience, checkpoint)
         monitor.stop_reason = "stalled"
         return left, right, monitor
 

@@ -6,7 +6,6 @@ and brings its answer into canonical form. The iterations themselves live in ``d
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -24,15 +23,16 @@ from fastrfm.options import CompletionOptions
 from fastrfm.results import CompletionResult, Offsets
 from fastrfm.solvers.checkpoint import Checkpoint, digest, digest_of_result
 from fastrfm.solvers.choice import (
+    PATIENCE,
     choose_method,
     counting_on,
     is_answer,
     joined,
-    noise_limit,
     one_sided,
     options_of_rest,
     options_of_try,
 )
+from fastrfm.solvers.continuation import Patience
 from fastrfm.solvers.dense import solve_dense
 from fastrfm.solvers.factored import solve_factored
 from fastrfm.solvers.monitor import Iteration, Monitor
@@ -74,7 +74,8 @@ def complete(
         Called with an :class:`~fastrfm.solvers.monitor.Iteration` after each iteration; returning True stops.
     start : CompletionResult, optional
         A completion of the same shape to go on from, for ``method="two-sided"`` (which "auto" then takes): of the same
-        matrix with fewer entries or another ridge. Its low-rank part is used, its offsets are not.
+        matrix with fewer entries or another ridge. Its low-rank part is used, its offsets are not. Without a ridge it
+        saves few iterations: ε has to come down again.
     checkpoint : str or path, optional
         A file that takes the state of the run every so often, whole at any moment. It stays when the run is over.
     every : int
@@ -166,14 +167,14 @@ def _run(
 ) -> tuple[str, np.ndarray, np.ndarray, Monitor, dict[str, np.ndarray]]:
     """Run the method chosen and, where "auto" does not keep its answer, a one-sided one after it."""
     is_tried = options.method == "auto" and chosen == "two-sided" and factors is None
-    first, noise = (options_of_try(options), noise_limit(options)) if is_tried else (options, math.inf)
+    first, patience = (options_of_try(options), PATIENCE) if is_tried else (options, None)
     tried = None
     if keeper is not None and "tried" in keeper.frame:
         tried = Monitor(first, observations.norm, None)
         tried.restore(keeper.frame["tried"])
     else:
-        left, right, monitor = _solve(observations, chosen, first, callback, keeper, factors, noise)
-        if is_tried and not is_answer(monitor, options) and monitor.n_iter < options.max_iter:
+        left, right, monitor = _solve(observations, chosen, first, callback, keeper, factors, patience)
+        if is_tried and not is_answer(monitor, observations.norm) and monitor.n_iter < options.max_iter:
             tried = monitor
     if tried is None:
         return chosen, left, right, monitor, monitor.history()
@@ -231,7 +232,7 @@ def _solve(
     callback: Callable[[Iteration], Any] | None,
     keeper: Checkpoint | None,
     start: tuple[np.ndarray, np.ndarray] | None = None,
-    noise_limit: float = math.inf,
+    patience: Patience | None = None,
 ) -> tuple[np.ndarray, np.ndarray, Monitor]:
     """Run a solver on the longer side's rows and return left and right factors of the estimate as it was given."""
     # The reweighted side is the smaller one: less memory, and fewer iterations than the other way round.
@@ -241,7 +242,7 @@ def _solve(
         left, right, monitor = solve_dense(work, options, callback, keeper)
     elif method == "two-sided":
         turned = start[::-1] if start is not None and is_wide else start
-        left, right, monitor = solve_two_sided(work, options, callback, turned, noise_limit, keeper)
+        left, right, monitor = solve_two_sided(work, options, callback, turned, patience, keeper)
     else:
         left, right, monitor = solve_factored(work, options, callback, keeper)
     if is_wide:

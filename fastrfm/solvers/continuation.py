@@ -27,7 +27,6 @@ with α as asked.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +42,25 @@ class Attempt:
 
     agop_power: float
     largest_drop: float
+
+
+@dataclass(frozen=True)
+class Patience:
+    """What ends all attempts of a run that another method may follow.
+
+    Attributes
+    ----------
+    rounding, noise : float
+        Noise, as shares of the norm of the data. Up to `rounding` it is no noise, and without a rank up to `noise` it
+        may surround a matrix whose rank shows as a gap. More is an answer only at the rank given, with a gap there:
+        data without a gap look like noise around a matrix of very small rank, and at too high a rank it is fitted.
+    inner_steps : int
+        Of conjugate gradients, in all.
+    """
+
+    rounding: float
+    noise: float
+    inner_steps: int
 
 
 ATTEMPTS = (
@@ -72,7 +90,15 @@ _LABOURED_STEPS, _LABOURED_SPAN = 150, 2  # of conjugate gradients, in iteration
 _LEAST = 1e-16
 _TINY = 1e-140  # data that are all zero have no scale of their own
 _ALL = 2**31
-_GIVEN = ("_options", "_noise_limit", "_is_exact", "_is_free", "_first_cap", "floor")  # the same for every run
+_GIVEN = (
+    "_options",
+    "_patience",
+    "_data_norm",
+    "_is_exact",
+    "_is_free",
+    "_first_cap",
+    "floor",
+)  # the same for every run
 _NEWTON_SHARE = 0.1
 _LOOSE, _TIGHT, _EXACT = 0.1, 1e-5, 1e-10
 
@@ -111,11 +137,11 @@ class Continuation:
         data_norm: float,
         cap: int,
         is_full: bool,
-        noise_limit: float = math.inf,
+        patience: Patience | None = None,
     ) -> None:
         self._options = options
-        self._noise_limit = noise_limit * data_norm  # more noise than this ends all attempts
-        self._is_given_up = False
+        self._patience, self._data_norm = patience, data_norm
+        self._is_given_up, self._n_inner_steps = False, 0
         self._is_exact = options.smoothing == "auto" and options.ridge == 0.0
         self._is_free = not is_full and (options.rank is None or options.rank > cap)  # the rank is to be found
         first = SEARCH if self._is_free else ATTEMPTS[0]
@@ -125,7 +151,8 @@ class Continuation:
         self._n_attempts, self._first_cap = 0, cap
         self._quiet_caps: list[int] = []  # those at which the data look like noise
         self._likely_cap = 0
-        self._trusted_cap = 0 if self._is_free else cap  # the one that noise may end an attempt at
+        # The one that noise may end an attempt at.
+        self._trusted_cap = 0 if self._is_free and cap > 1 else cap
         self.floor = max(
             _TINY, _LEAST * data_norm, ridge_smoothing(options.ridge, options.agop_power, options.effective_tol)
         )
@@ -228,6 +255,7 @@ class Continuation:
             Directions that were above ε, steps of conjugate gradients.
         """
         rule, before = self._options.smoothing, self.smoothing
+        self._n_inner_steps += inner_steps
         hold = float(singular_values[self.cap]) if self.cap < singular_values.size else 0.0
         if rule != "auto":
             self.smoothing = self.step_smoothing = next_smoothing(
@@ -290,10 +318,22 @@ class Continuation:
         is_last = not self._plateaus or self.cap in self._plateaus or is_clear or has_gap
         is_trusted = self.cap == self._trusted_cap or (is_clear and self.cap == self._likely_cap)
         self.is_noisy = bool(is_trusted and is_last)
-        self._is_given_up = self.is_noisy and self.smoothing > self._noise_limit
+        self._is_given_up = self.is_noisy and not self._is_welcome(singular_values)
         self.is_stuck = not self.is_noisy or self._is_given_up
         if self.is_stuck and self._n_attempts > 1 and has_gap:
             self._quiet_caps.append(self.cap)
+
+    def _is_welcome(self, singular_values: np.ndarray) -> bool:
+        """Return whether noise around a matrix of rank cap is an answer, and not structure that has been missed."""
+        if self._patience is None:
+            return True
+        ratio = float(singular_values[self.cap] / singular_values[self.cap - 1])
+        share = self.smoothing / self._data_norm
+        if self.cap == self._options.rank:
+            return ratio < _LESS_STEEP or share <= self._patience.rounding
+        return share <= self._patience.rounding or (
+            self._options.rank is None and ratio < _GAP and share <= self._patience.noise
+        )
 
     def _gap_below(self, singular_values: np.ndarray) -> tuple[int, float] | None:
         """Return j and σ_{j+1} at the narrowest ratio σ_{j+1} / σ_j below ε and the plateaus, if it is a gap."""
@@ -312,6 +352,8 @@ class Continuation:
         size = max(ratios.size, self._narrowest.size)
         self._narrowest = np.minimum(_padded(self._narrowest, size), _padded(ratios, size))
         self._trail.append(self.smoothing)
+        if self._patience is not None and self._n_inner_steps > self._patience.inner_steps:
+            self._is_given_up = self.is_stuck = True
         if self.is_noisy:
             return
         if len(self._trail) > _STALL_SPAN:

@@ -40,7 +40,7 @@ from fastrfm.kernels.tangent import (
 )
 from fastrfm.options import CompletionOptions
 from fastrfm.solvers.checkpoint import Checkpoint
-from fastrfm.solvers.continuation import Continuation
+from fastrfm.solvers.continuation import Continuation, Patience
 from fastrfm.solvers.estimate import Estimate, Layout, Triplets, leading_triplets, start_estimate
 from fastrfm.solvers.monitor import Iteration, Monitor
 
@@ -228,7 +228,7 @@ def solve_two_sided(
     options: CompletionOptions,
     callback: Callable[[Iteration], Any] | None = None,
     start: tuple[np.ndarray, np.ndarray] | None = None,
-    noise_limit: float = math.inf,
+    patience: Patience | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> tuple[np.ndarray, np.ndarray, Monitor]:
     """Complete a matrix.
@@ -241,8 +241,8 @@ def solve_two_sided(
     callback : callable, optional
     start : (n_rows, k) and (n_cols, k) float64, optional
         Factors of an estimate to go on from.
-    noise_limit : float
-        Noise, as a share of the norm of the data, at which the run is given up as stalled.
+    patience : Patience, optional
+        What ends the run as stalled; by default it tries everything and takes noise for noise.
     checkpoint : Checkpoint, optional
 
     Returns
@@ -250,12 +250,12 @@ def solve_two_sided(
     left, right : (n_rows, k) and (n_cols, k) float64
         The leading directions of the estimate, cut to `options.rank` and to those above ε and the tolerance.
     monitor : Monitor
-        ``stop_reason`` is "stalled" if every attempt of ``continuation`` was given up, or the data are too noisy.
+        ``stop_reason`` is "stalled" if every attempt of ``continuation`` was given up, or `patience` ran out.
     """
     data_norm = observations.norm
     monitor = Monitor(options, data_norm, callback, is_fast=options.ridge == 0.0)
     cap = rank_cap(observations, options.rank, options.ridge)
-    path = Continuation(options, data_norm, cap, cap == min(observations.shape), noise_limit)
+    path = Continuation(options, data_norm, cap, cap == min(observations.shape), patience)
     nothing = np.zeros((observations.n_rows, 0)), np.zeros((observations.n_cols, 0))
     first = start_estimate(observations, Layout.of(observations), *(nothing if start is None else start))
     search = _Search(first, path, monitor)
