@@ -12,14 +12,17 @@ import numpy as np
 # Gram matrices of unit columns whose Cholesky pivots stay above this have condition numbers below about 1e8: the
 # second pass then restores orthogonality to working precision.
 _LEAST_PIVOT = 1e-4
+_RUN = 1 << 16  # rows that are worked on at a time, for their memory
 
 
-def tall_qr(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def tall_qr(matrix: np.ndarray, *, overwrite: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Return Q (n, k) with orthonormal columns and R (k, k) upper triangular, Q R = `matrix`.
 
     Parameters
     ----------
     matrix : (n, k) float64, n >= k
+    overwrite : bool
+        Whether `matrix` may be changed, which saves its memory; Q is the same array then.
 
     Notes
     -----
@@ -28,23 +31,32 @@ def tall_qr(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     lengths = np.sqrt(np.einsum("ij,ij->j", matrix, matrix))
     if matrix.size and lengths.min() > 0.0 and np.isfinite(lengths).all():
-        first = _cholesky_qr(matrix / lengths)
+        scaled = np.divide(matrix, lengths, out=matrix if overwrite else None)
+        first = _orthonormalise(scaled)
         if first is not None:
-            second = _cholesky_qr(first[0])
+            second = _orthonormalise(scaled)
             if second is not None:
-                return second[0], (second[1] @ first[1]) * lengths
+                return scaled, (second @ first) * lengths
+        if overwrite:
+            q, r = np.linalg.qr(scaled)
+            return q, (r if first is None else r @ first) * lengths
     q, r = np.linalg.qr(matrix)
     return q, r
 
 
-def _cholesky_qr(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+def _orthonormalise(matrix: np.ndarray) -> np.ndarray | None:
+    """Make the columns orthonormal in place, a run of rows at a time, and return R; None if they stay as they were."""
     try:
         lower = np.linalg.cholesky(matrix.T @ matrix)
     except np.linalg.LinAlgError:
         return None
     if np.diagonal(lower).min() < _LEAST_PIVOT:
         return None
-    return matrix @ np.linalg.inv(lower).T, lower.T
+    inverse = np.linalg.inv(lower).T
+    for start in range(0, len(matrix), _RUN):
+        matrix[start : start + _RUN] = matrix[start : start + _RUN] @ inverse
+    upper: np.ndarray = lower.T
+    return upper
 
 
 def canonical_factors(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -91,3 +91,25 @@ def test_numerical_rank_at_the_edges():
     assert numerical_rank(np.zeros(4), 1e-3) == 0
     assert numerical_rank(np.ones(4), 0.0) == 4
     assert numerical_rank(np.array([1.0, 0.0]), 0.0) == 1
+
+
+@pytest.mark.parametrize("shape", [(200, 7), (70_000, 3), (9, 9)])
+def test_overwriting_changes_no_bit(shape):
+    matrix = np.random.RandomState(0).standard_normal(shape) * np.logspace(0, 5, shape[1])
+    before = matrix.copy()
+    q, r = tall_qr(matrix)
+    np.testing.assert_array_equal(matrix, before)
+    other_q, other_r = tall_qr(matrix, overwrite=True)
+    np.testing.assert_array_equal(other_q, q)
+    np.testing.assert_array_equal(other_r, r)
+
+
+@pytest.mark.parametrize("kind", ["zero column", "twin columns", "nearly twins"])
+def test_overwriting_where_columns_depend_on_each_other(kind):
+    matrix = np.random.RandomState(1).standard_normal((60, 4)) * [1.0, 10.0, 1e3, 1e-3]
+    matrix[:, 2] = {"zero column": 0.0, "twin columns": 3.0 * matrix[:, 1]}.get(kind, matrix[:, 1])
+    if kind == "nearly twins":
+        matrix[:, 2] += 1e-9 * matrix[:, 0]
+    q, r = tall_qr(matrix.copy(), overwrite=True)
+    np.testing.assert_allclose(q.T @ q, np.eye(4), atol=1e-13)
+    np.testing.assert_allclose(q @ r, matrix, atol=1e-13 * np.abs(matrix).max())

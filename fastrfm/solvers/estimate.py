@@ -122,9 +122,9 @@ def leading_triplets(
     right = tall_qr(start)[0]
     watched = min(watched, start.shape[1])
     for _ in range(_MAX_POWER_STEPS):
-        left, upper = tall_qr(estimate.multiply(right))
+        left, upper = tall_qr(estimate.multiply(right), overwrite=True)
         before = np.linalg.svd(upper, compute_uv=False)
-        right, upper = tall_qr(estimate.multiply_transposed(left))
+        right, upper = tall_qr(estimate.multiply_transposed(left), overwrite=True)
         u, singular_values, vt = np.linalg.svd(upper.T)
         if watched == 0:
             break

@@ -38,6 +38,7 @@ _FLOOR = 1e-15  # of the data's norm: directions below it are rounding
 # In units of the features' own Gram, whose rounding is 1e-16: a smaller penalty would leave pivots of pure rounding.
 _LEAST_PENALTY = 1e-14
 _LEAST_POWER = 1e-300
+_RUN = 1 << 16  # rows
 _BARELY_ABOVE = 1.0 + 1e-10  # a direction at ε itself has weight d = 0
 
 
@@ -70,10 +71,14 @@ class LowRankPart:
     def distance(self, other: LowRankPart) -> float:
         """Return ‖C Vᵀ − C' V'ᵀ‖_F without forming either, and without cancellation."""
         overlap = self.basis.T @ other.basis
-        inside = np.linalg.norm(self.coefficients - other.coefficients @ overlap.T)
+        squares = 0.0
+        for start in range(0, len(self.coefficients), _RUN):  # in runs of rows, for their memory
+            span = slice(start, start + _RUN)
+            moved = self.coefficients[span] - other.coefficients[span] @ overlap.T
+            squares += float(np.sum(np.square(moved)))
         outside_basis = other.basis - self.basis @ overlap  # what V' has beyond the span of V
         gram = (other.coefficients.T @ other.coefficients) @ (outside_basis.T @ outside_basis)
-        return float(np.hypot(inside, np.sqrt(max(np.trace(gram), 0.0))))
+        return float(np.hypot(np.sqrt(squares), np.sqrt(max(np.trace(gram), 0.0))))
 
 
 def feature_factors(
@@ -150,9 +155,12 @@ def subspace_step(
     coefficients: np.ndarray,
     projection: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the leading singular values (b,) and right singular vectors (n_cols, b) of X, improved by one step."""
-    directions, _ = tall_qr(projection)
-    q, r = tall_qr(multiply_transposed(observations, features, coefficients, directions))
+    """Return the leading singular values (b,) and right singular vectors (n_cols, b) of X, improved by one step.
+
+    `projection`, X·basis, is overwritten: a second array of its size would be the most memory of all.
+    """
+    directions, _ = tall_qr(projection, overwrite=True)
+    q, r = tall_qr(multiply_transposed(observations, features, coefficients, directions), overwrite=True)
     left, singular_values, _ = np.linalg.svd(r)
     return singular_values, q @ left
 
