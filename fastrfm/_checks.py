@@ -1,6 +1,6 @@
 """Checks of arrays that callers hand in: the right kind of numbers, shapes, ranges and names, or an ``InputError``.
 
-Used by ``observations`` only; knows numpy arrays and nothing of the package but its errors.
+Used by ``observations`` and ``stored_files``; knows numpy arrays and nothing of the package but its errors.
 """
 
 from __future__ import annotations
@@ -60,6 +60,25 @@ def check_range(indices: np.ndarray, size: int, what: str) -> None:
     if indices.size and (indices.min() < 0 or indices.max() >= size):
         where = int(np.flatnonzero((indices < 0) | (indices >= size))[0])
         raise InputError(f"{what} number {int(indices[where])} (entry {where}) is outside 0…{size - 1}")
+
+
+def check_finite(indptr: np.ndarray, indices: np.ndarray, values: np.ndarray, *, first_row: int = 0) -> None:
+    """Refuse NaN and infinities among the values of compressed rows, the first of which is number `first_row`."""
+    if np.isfinite(values).all():
+        return
+    where = int(np.flatnonzero(~np.isfinite(values))[0])
+    row = first_row + int(np.searchsorted(indptr, where, side="right")) - 1
+    raise InputError(
+        f"observed values must be finite, got {values[where]} at row {row}, column {int(indices[where])}"
+        ": drop it or leave it missing"
+    )
+
+
+def rises_in_rows(indptr: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Return, (n_entries - 1,) bool, whether each column but the first is above the one before or begins a row."""
+    rises: np.ndarray = np.diff(indices) > 0
+    rises[indptr[1:-1][(indptr[1:-1] > 0) & (indptr[1:-1] < indices.size)] - 1] = True
+    return rises
 
 
 def check_names(names: Any, size: int, what: str) -> np.ndarray | None:

@@ -19,7 +19,6 @@ from fastrfm._hdf5 import (
     get_attributes,
     get_dataset,
     get_group,
-    mark,
     read_names,
 )
 from fastrfm.errors import FileFormatError, InputError
@@ -37,14 +36,39 @@ class Triples:
     col_names: np.ndarray | None
 
 
-def create_observations(file: h5py.File, shape: tuple[int, int]) -> h5py.Group:
-    """Return the new group /observations, with attributes and without datasets, of a file that is marked."""
-    mark(file)
+def create_observations(
+    file: h5py.File, shape: tuple[int, int], indptr: np.ndarray, value_dtype: np.dtype, index_dtype: np.dtype
+) -> tuple[h5py.Dataset, h5py.Dataset]:
+    """Make the group /observations of a file that :func:`mark` was called for; return its data and indices, to fill.
+
+    Contiguous: no chunks, no compression. Rows are read in long runs, which nothing beats.
+    """
     group = file.create_group("observations")
     group.attrs["encoding-type"] = "csr_matrix"
     group.attrs["encoding-version"] = "0.1.0"
     group.attrs["shape"] = np.array(shape, dtype=np.int64)
-    return group
+    size = (int(indptr[-1]),)
+    data, indices = group.create_dataset("data", size, value_dtype), group.create_dataset("indices", size, index_dtype)
+    group.create_dataset("indptr", data=indptr)
+    return data, indices
+
+
+def open_compressed(group: h5py.Group, n_groups: int) -> tuple[h5py.Dataset, h5py.Dataset, np.ndarray]:
+    """Return data and indices, not read yet, and indptr (int64) of a csr_matrix or csc_matrix.
+
+    Raises
+    ------
+    FileFormatError
+        If a dataset is missing, or of another shape or type.
+    InputError
+        If indptr does not rise from 0 to the number of values.
+    """
+    data = get_dataset(group, "data", (None,))
+    indices = get_dataset(group, "indices", data.shape, "iu")
+    indptr: np.ndarray = get_dataset(group, "indptr", (n_groups + 1,), "iu")[...].astype(np.int64)
+    if indptr[0] != 0 or indptr[-1] != data.size or np.any(np.diff(indptr) < 0):
+        raise InputError(f"{group.name}/indptr must rise from 0 to the number of values ({data.size})")
+    return data, indices, indptr
 
 
 def is_triples(file: h5py.File) -> bool:

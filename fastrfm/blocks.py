@@ -20,6 +20,35 @@ from fastrfm.kernels.tasks import balanced_bounds
 BLOCK_ENTRIES = 4_000_000
 
 
+def index_dtype_for(shape: tuple[int, int]) -> np.dtype:
+    """Return int32, or int64 where positions of a matrix of that shape need it."""
+    return np.dtype(np.int32 if max(shape) < 2**31 else np.int64)
+
+
+def value_dtype_for(dtype: np.dtype) -> np.dtype:
+    """Return what values of that dtype are held as: float32 stays, all else becomes float64."""
+    return np.dtype(np.float32 if dtype == np.float32 else np.float64)
+
+
+def runs(ends: np.ndarray, n_entries: int, align: int = 1) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) of runs of groups that have at most `n_entries` entries together.
+
+    Parameters
+    ----------
+    ends : (n_groups + 1,) int64
+        Group g owns entries ``ends[g]:ends[g + 1]``.
+    n_entries : int
+    align : int
+        Every run but the last has a multiple of `align` groups, and at least `align`, however many entries they have.
+    """
+    start, n_groups = 0, ends.size - 1
+    while start < n_groups:
+        stop = int(np.searchsorted(ends, ends[start] + n_entries, side="right")) - 1
+        stop = min(start + max((stop - start) // align, 1) * align, n_groups)
+        yield start, stop
+        start = stop
+
+
 @dataclass(frozen=True)
 class Compressed:
     """Entries grouped along one axis (rows or columns) of a block.
@@ -212,27 +241,6 @@ class RowBlocks(ABC):
         for block in self.row_blocks():
             np.add.at(sums, block.by_row.indices, block.by_row.values.astype(np.float64, copy=False))
         return sums
-
-    # --- cutting ----------------------------------------------------------------------------------------------
-
-    def _spans(self, align: int, n_entries: int) -> Iterator[tuple[int, int]]:
-        """Yield (start, stop) rows of blocks with about `n_entries` entries."""
-        start = 0
-        while start < self.n_rows:
-            stop = int(np.searchsorted(self.indptr, self.indptr[start] + n_entries, side="right")) - 1
-            stop = start + max((stop - start) // align, 1) * align
-            stop = min(stop, self.n_rows)
-            yield start, stop
-            start = stop
-
-    def _tile_spans(self, tiles: np.ndarray, n_entries: int) -> Iterator[tuple[int, int]]:
-        """Yield (first, last + 1) tiles of blocks with at most `n_entries` entries, or of one tile."""
-        first, ends = 0, self.indptr[tiles]
-        while first < tiles.size - 1:
-            last = int(np.searchsorted(ends, ends[first] + n_entries, side="right")) - 1
-            last = min(max(last, first + 1), tiles.size - 1)
-            yield first, last
-            first = last
 
 
 def swap_axes(groups: Compressed, n_other: int) -> Compressed:

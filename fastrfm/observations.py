@@ -14,9 +14,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastrfm import blocks
-from fastrfm._checks import check_names, check_range, check_shape, describe_duplicates, float_array, index_array
+from fastrfm._checks import (
+    check_finite,
+    check_names,
+    check_range,
+    check_shape,
+    describe_duplicates,
+    float_array,
+    index_array,
+    rises_in_rows,
+)
 from fastrfm._interrupt import check
-from fastrfm.blocks import Compressed, RowBlock, RowBlocks, TileBlock, swap_axes
+from fastrfm.blocks import Compressed, RowBlock, RowBlocks, TileBlock, index_dtype_for, runs, swap_axes, value_dtype_for
 from fastrfm.errors import InputError
 
 if TYPE_CHECKING:
@@ -74,7 +83,7 @@ class Observations(RowBlocks):
             If the array is not 2-D, is empty, holds infinities, or is NaN everywhere.
         """
         if isinstance(matrix, np.ma.MaskedArray):  # what is masked is missing; plain numpy would take it as observed
-            matrix = np.ma.filled(matrix.astype(np.float32 if matrix.dtype == np.float32 else np.float64), np.nan)
+            matrix = np.ma.filled(matrix.astype(value_dtype_for(matrix.dtype)), np.nan)
         array = float_array(matrix, "matrix")
         if array.ndim != 2:
             raise InputError(f"matrix must have 2 dimensions (rows, columns), got {array.ndim}: reshape it")
@@ -192,20 +201,12 @@ class Observations(RowBlocks):
         if not data.size:
             raise InputError("no observations, every entry is missing: give at least one value")
         check_range(indices, n_cols, "column")
-        if not np.isfinite(data).all():
-            where = int(np.flatnonzero(~np.isfinite(data))[0])
-            row = int(np.searchsorted(indptr, where, side="right")) - 1
-            raise InputError(
-                f"observed values must be finite, got {data[where]} at row {row}, column {int(indices[where])}"
-                ": drop it or leave it missing"
-            )
-        step_up = np.diff(indices) > 0
-        step_up[indptr[1:-1][(indptr[1:-1] > 0) & (indptr[1:-1] < indices.size)] - 1] = True  # a new row starts
-        if not step_up.all():
+        check_finite(indptr, indices, data)
+        if not rises_in_rows(indptr, indices).all():
             rows = np.repeat(np.arange(n_rows), np.diff(indptr))
             return cls.from_coo(rows, indices, data, (n_rows, n_cols), row_names=row_names, col_names=col_names)
-        index_dtype = np.int32 if max(n_rows, n_cols) < 2**31 else np.int64
-        arrays = (np.array(indptr, dtype=np.int64), np.array(indices, dtype=index_dtype), np.array(data, order="C"))
+        positions = np.array(indices, dtype=index_dtype_for((n_rows, n_cols)))
+        arrays = np.array(indptr, dtype=np.int64), positions, np.array(data, order="C")
         names = check_names(row_names, n_rows, "row_names"), check_names(col_names, n_cols, "col_names")
         return cls((n_rows, n_cols), *arrays, *names)
 
@@ -224,7 +225,7 @@ class Observations(RowBlocks):
 
     def row_blocks(self, align: int = 1) -> Iterator[RowBlock]:
         if align not in self._blocks:
-            spans = self._spans(align, blocks.BLOCK_ENTRIES)
+            spans = runs(self.indptr, blocks.BLOCK_ENTRIES, align)
             self._blocks[align] = [self._block(start, stop) for start, stop in spans]
         for block in self._blocks[align]:
             check()  # Ctrl-C

@@ -20,6 +20,7 @@ from fastrfm._hdf5 import (
     get_dataset,
     get_group,
     mark,
+    names_size,
     read_names,
     reading,
     set_attribute,
@@ -27,10 +28,10 @@ from fastrfm._hdf5 import (
     writing_hdf5,
     writing_large_hdf5,
 )
-from fastrfm._layout import create_observations, kind_of, locate, locate_named, open_triples
+from fastrfm._layout import create_observations, kind_of, locate, locate_named, open_compressed, open_triples
 from fastrfm._memory import default_memory
 from fastrfm.atomic import PathLike
-from fastrfm.blocks import RowBlocks
+from fastrfm.blocks import RowBlocks, index_dtype_for
 from fastrfm.errors import FileFormatError, InputError
 from fastrfm.observations import Observations
 from fastrfm.outputs import write_dense as write_dense  # part of this module's face, written block by block there
@@ -125,14 +126,11 @@ def write_observations(
         if name in _RESERVED:
             raise InputError(f"attribute name {name} is reserved: choose another")
     with _writing(path, force, observations) as file:
-        group = create_observations(file, observations.shape)
+        mark(file)
         for name, value in (attributes or {}).items():
             set_attribute(file, name, value)
-        # Contiguous: no chunks, no compression. Rows are read in long runs, which nothing beats.
-        size, index_dtype = (observations.n_observed,), np.int32 if max(observations.shape) < 2**31 else np.int64
-        data = group.create_dataset("data", size, observations.dtype)
-        indices = group.create_dataset("indices", size, index_dtype)
-        group.create_dataset("indptr", data=observations.indptr)
+        shape, dtypes = observations.shape, (observations.dtype, index_dtype_for(observations.shape))
+        data, indices = create_observations(file, shape, observations.indptr, *dtypes)
         for block in observations.row_blocks():
             first, last = observations.indptr[block.start], observations.indptr[block.stop]
             data[first:last], indices[first:last] = block.by_row.values, block.by_row.indices
@@ -142,8 +140,8 @@ def write_observations(
 def _writing(path: PathLike, force: bool, observations: RowBlocks) -> AbstractContextManager[h5py.File]:
     if isinstance(observations, Observations):
         return writing_hdf5(path, force)
-    names = [name for side in (observations.row_names, observations.col_names) if side is not None for name in side]
-    n_bytes = 16 * observations.n_observed + observations.indptr.nbytes + sum(32 + 4 * len(name) for name in names)
+    n_bytes = 16 * observations.n_observed + observations.indptr.nbytes
+    n_bytes += names_size(observations.row_names) + names_size(observations.col_names)
     return writing_large_hdf5(path, force, n_bytes)
 
 
@@ -166,12 +164,8 @@ def _read_compressed(group: h5py.Group, shape: tuple[int, int], names: tuple[Any
     if encoding not in ("csr_matrix", "csc_matrix"):
         raise FileFormatError(f"{group.name} must be a csr_matrix or csc_matrix, got encoding-type {encoding!r}")
     by_column = encoding == "csc_matrix"
-    data = get_dataset(group, "data", (None,))
-    indices = get_dataset(group, "indices", data.shape, "iu")[...]
-    indptr = get_dataset(group, "indptr", (shape[by_column] + 1,), "iu")[...].astype(np.int64)
-    values = data[...]
-    if indptr[0] != 0 or indptr[-1] != values.size or np.any(np.diff(indptr) < 0):
-        raise InputError(f"{group.name}/indptr must rise from 0 to the number of values ({values.size})")
+    data, columns, indptr = open_compressed(group, shape[by_column])
+    values, indices = data[...], columns[...]
     if by_column:
         cols = np.repeat(np.arange(shape[1]), np.diff(indptr))
         return Observations.from_coo(indices, cols, values, shape, row_names=names[0], col_names=names[1])

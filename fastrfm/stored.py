@@ -18,7 +18,8 @@ import numpy as np
 
 from fastrfm import blocks
 from fastrfm._interrupt import check
-from fastrfm.blocks import Compressed, RowBlock, RowBlocks, TileBlock
+from fastrfm._places import read_at, write_at
+from fastrfm.blocks import Compressed, RowBlock, RowBlocks, TileBlock, index_dtype_for, runs
 from fastrfm.errors import FileFormatError, InputError, WriteError
 from fastrfm.observations import Observations
 
@@ -89,23 +90,16 @@ class RawArray:
             If the file ends before, which it did not when it was opened.
         """
         out = np.empty(last - first, dtype=self.dtype)
-        rest, position = out.view(np.uint8), self._offset + first * self.dtype.itemsize
-        while rest.size:
-            n_read = os.preadv(self._file.handle, [rest.data], position)
-            if n_read == 0:
-                self._file.check()
-                raise FileFormatError(f"{self._file.name}: ends too early: make it again")
-            rest, position = rest[n_read:], position + n_read
+        if not read_at(self._file.handle, self._offset + first * self.dtype.itemsize, out):
+            self._file.check()
+            raise FileFormatError(f"{self._file.name}: ends too early: make it again")
         return out
 
     def write(self, first: int, values: np.ndarray) -> None:
         """Write `values` from element `first` on; WriteError if the disk will not have them."""
-        rest = np.ascontiguousarray(values, dtype=self.dtype).view(np.uint8)
-        position = self._offset + first * self.dtype.itemsize
+        numbers = np.ascontiguousarray(values, dtype=self.dtype)
         try:
-            while rest.size:
-                n_written = os.pwrite(self._file.handle, rest.data, position)
-                rest, position = rest[n_written:], position + n_written
+            write_at(self._file.handle, self._offset + first * self.dtype.itemsize, numbers)
         except OSError as error:
             raise WriteError(
                 f"{self._file.name}: writing failed, {error.strerror}: free space in "
@@ -240,12 +234,12 @@ class StoredObservations(RowBlocks):
         return self._source.dtype if self._offsets_at is None else np.dtype(np.float64)
 
     def row_blocks(self, align: int = 1) -> Iterator[RowBlock]:
-        for start, stop in self._spans(align, self.block_entries):
+        for start, stop in runs(self.indptr, self.block_entries, align):
             check()
             yield self._block(start, stop)
 
     def tile_blocks(self, tiles: np.ndarray) -> Iterator[TileBlock]:
-        for first, last in self._tile_spans(tiles, self.block_entries):
+        for first, last in runs(self.indptr[tiles], self.block_entries):
             check()
             yield TileBlock.of(self._block(int(tiles[first]), int(tiles[last])), tiles, first, last)
 
@@ -299,7 +293,7 @@ class StoredObservations(RowBlocks):
             )
         kept, held = (_Part(self._source, self.indptr, share, random_state, is_held) for is_held in (False, True))
         counts = np.zeros(self.n_rows, dtype=np.int64)
-        for start, stop in self._spans(1, self.block_entries):
+        for start, stop in runs(self.indptr, self.block_entries):
             mask = held.mask(int(self.indptr[start]), int(self.indptr[stop]))
             pointers = np.concatenate(([0], np.cumsum(mask, dtype=np.int64)))
             counts[start:stop] = np.diff(pointers[self.indptr[start : stop + 1] - self.indptr[start]])
@@ -307,7 +301,7 @@ class StoredObservations(RowBlocks):
         if not 0 < held_indptr[-1] < self.n_observed:
             raise InputError(f"the hold-out share must leave entries on both sides, got {share!r}")
         rest = self._derived(kept, self.indptr - held_indptr, self._offsets_at)
-        out = [held.entries(held_indptr, start, stop) for start, stop in self._spans(1, self.block_entries)]
+        out = [held.entries(held_indptr, start, stop) for start, stop in runs(self.indptr, self.block_entries)]
         indices, values = (np.concatenate(arrays) for arrays in zip(*out, strict=True))
         names = {"row_names": self.row_names, "col_names": self.col_names}
         return rest, Observations.from_csr(held_indptr, indices, values, self.shape, **names)
@@ -318,7 +312,7 @@ class StoredObservations(RowBlocks):
         Two passes: blocks turned to columns and appended to runs of columns, then each run put in order.
         """
         indptr = np.concatenate(([0], np.cumsum(self.col_counts))).astype(np.int64)
-        index_dtype = np.dtype(np.int32 if max(self.shape) < 2**31 else np.int64)
+        index_dtype = index_dtype_for(self.shape)
         rows, cols, values = (_scratch(dtype) for dtype in (index_dtype, index_dtype, self._source.dtype))
         turned = StoredObservations(
             FlatSource(rows, values, index_dtype, self._source.dtype),
@@ -328,7 +322,7 @@ class StoredObservations(RowBlocks):
             self._memory,
             offsets_at=None if self._offsets_at is None else _swapped(self._offsets_at),
         )
-        spans = list(turned._spans(1, self.block_entries))
+        spans = list(runs(indptr, self.block_entries))
         filled = [int(indptr[start]) for start, _ in spans]
         for block in self._derived(self._source, self.indptr, None).row_blocks():
             by_column = block.by_column

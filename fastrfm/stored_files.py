@@ -12,9 +12,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from fastrfm._hdf5 import get_attribute, get_dataset
-from fastrfm._interrupt import check
+from fastrfm._checks import check_finite, rises_in_rows
+from fastrfm._hdf5 import get_attribute
+from fastrfm._layout import open_compressed
 from fastrfm.atomic import PathLike
+from fastrfm.blocks import index_dtype_for, value_dtype_for
 from fastrfm.errors import FileFormatError, InputError
 from fastrfm.stored import Dataset, DenseSource, FlatSource, OpenFile, RawArray, StoredObservations
 
@@ -55,7 +57,7 @@ def open_stored(
     watched = OpenFile(os.open(path, os.O_RDONLY), str(path))
     file = h5py.File(path, "r", rdcc_nbytes=max(memory // 8, 2**20), rdcc_w0=1.0)
     matrix = file[name]
-    index_dtype = np.dtype(np.int32 if max(shape) < 2**31 else np.int64)
+    index_dtype = index_dtype_for(shape)
     if isinstance(matrix, h5py.Dataset):
         observations = _open_dense(watched, matrix, shape, names, index_dtype, memory)
     else:
@@ -77,22 +79,14 @@ def _open_compressed(
     encoding = get_attribute(group, "encoding-type", str)
     if encoding != "csr_matrix":
         raise FileFormatError(f"{group.name} is a {encoding!r} and does not fit into memory: {_CONVERT}")
-    data = get_dataset(group, "data", (None,))
-    indices = get_dataset(group, "indices", data.shape, "iu")
-    indptr = get_dataset(group, "indptr", (shape[0] + 1,), "iu")[...].astype(np.int64)
-    if indptr[0] != 0 or indptr[-1] != data.size or np.any(np.diff(indptr) < 0):
-        raise InputError(f"{group.name}/indptr must rise from 0 to the number of values ({data.size})")
-    source = FlatSource(_array(file, indices), _array(file, data), index_dtype, _float(data.dtype))
+    data, indices, indptr = open_compressed(group, shape[0])
+    source = FlatSource(_array(file, indices), _array(file, data), index_dtype, value_dtype_for(data.dtype))
     return StoredObservations(source, shape, indptr, names, memory)
 
 
 def _array(file: OpenFile, dataset: h5py.Dataset) -> RawArray | Dataset:
     offset = dataset.id.get_offset() if dataset.chunks is None and not dataset.external else None
     return Dataset(dataset, file) if offset is None else RawArray(file, dataset.dtype, offset)
-
-
-def _float(dtype: np.dtype) -> np.dtype:
-    return np.dtype(np.float32 if dtype == np.float32 else np.float64)
 
 
 def _open_dense(
@@ -106,7 +100,7 @@ def _open_dense(
     height = dataset.chunks[0] if dataset.chunks else 1
     affordable = memory // (8 * shape[1] * max(dataset.dtype.itemsize, 8))
     band = max(affordable // height, 1) * height
-    source = DenseSource(Dataset(dataset, file), band, index_dtype, _float(dataset.dtype))
+    source = DenseSource(Dataset(dataset, file), band, index_dtype, value_dtype_for(dataset.dtype))
     counts = [np.count_nonzero(~np.isnan(rows), axis=1) for rows in source.bands(0, shape[0])]
     indptr = np.concatenate(([0], np.cumsum(np.concatenate(counts)))).astype(np.int64)
     return StoredObservations(source, shape, indptr, names, memory)
@@ -116,20 +110,12 @@ def _check_entries(observations: StoredObservations, name: str) -> None:
     """Check positions and values as ``Observations.from_csr`` does, and note the columns' counts on the way."""
     counts = np.zeros(observations.n_cols, dtype=np.int64)
     for block in observations.row_blocks():
-        check()
         indices, values, indptr = block.by_row.indices, block.by_row.values, block.by_row.indptr
         if indices.size and (indices.min() < 0 or indices.max() >= observations.n_cols):
             wrong = int(indices.min()) if indices.min() < 0 else int(indices.max())
             raise InputError(f"column positions of {name} must lie in 0…{observations.n_cols - 1}, got {wrong}")
-        if not np.isfinite(values).all():
-            where = int(np.flatnonzero(~np.isfinite(values))[0])
-            row = block.start + int(np.searchsorted(indptr, where, side="right")) - 1
-            raise InputError(
-                f"observed values must be finite, got {values[where]} at row {row}, column {int(indices[where])}"
-                ": drop it or leave it missing"
-            )
-        rises = np.diff(indices) > 0
-        rises[indptr[1:-1][(indptr[1:-1] > 0) & (indptr[1:-1] < indices.size)] - 1] = True  # a new row starts
+        check_finite(indptr, indices, values, first_row=block.start)
+        rises = rises_in_rows(indptr, indices)
         if not rises.all():
             row = block.start + int(np.searchsorted(indptr, np.flatnonzero(~rises)[0] + 1, side="right")) - 1
             raise InputError(

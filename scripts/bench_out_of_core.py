@@ -21,7 +21,8 @@ import numpy as np
 from bench_common import describe_machine
 
 from fastrfm import complete, open_observations
-from fastrfm._hdf5 import writing_large_hdf5
+from fastrfm._hdf5 import mark, writing_large_hdf5
+from fastrfm._layout import create_observations
 from fastrfm._memory import parse_memory
 from fastrfm.solvers.monitor import Iteration
 
@@ -41,12 +42,9 @@ def write_problem(path: Path, n_rows: int, n_cols: int, per_row: int, seed: int 
     right = rng.standard_normal((n_cols, RANK)) / np.sqrt(RANK)
     n, width = n_rows * per_row, n_cols // per_row
     with writing_large_hdf5(path, True, 8 * n + 8 * (n_rows + 1)) as file:
-        file.attrs.update({"format": "fastrfm", "format_version": 1})
-        group = file.create_group("observations")
-        shape = np.array([n_rows, n_cols])
-        group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": shape})
-        group.create_dataset("indptr", data=np.arange(n_rows + 1, dtype=np.int64) * per_row)
-        data, indices = group.create_dataset("data", (n,), "f4"), group.create_dataset("indices", (n,), "i4")
+        mark(file)
+        indptr = np.arange(n_rows + 1, dtype=np.int64) * per_row
+        data, indices = create_observations(file, (n_rows, n_cols), indptr, np.dtype("f4"), np.dtype("i4"))
         for start in range(0, n_rows, 20_000):
             rows = min(20_000, n_rows - start)
             cols = rng.integers(0, width, (rows, per_row)) + np.arange(per_row) * width
@@ -99,8 +97,8 @@ def read_rate(path: Path, memory: int) -> dict[str, float]:
     return {"rate": 8.0 * observations.n_observed / (time.perf_counter() - start)}
 
 
-def alone(function: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, float]:
-    """Return what a function returns in a fresh process."""
+def alone(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what a function returns in a fresh process, whose memory is its own."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
@@ -124,7 +122,7 @@ def main(smoke: bool, sizes: str, methods: str, memory: str, iterations: int, fo
         click.echo(f"loaded and compiled: {base / 1e6:.0f} MB resident; budget {budget / 1e6:.0f} MB, rank {RANK}")
         for name, problem in problems.items():
             path = Path(scratch) / f"{name}.h5"
-            alone(write_problem_quietly, path, *problem)
+            alone(write_problem, path, *problem)
             rate = alone(read_rate, path, budget)["rate"]
             for method in methods.split(","):
                 options = METHODS[method]
@@ -132,12 +130,6 @@ def main(smoke: bool, sizes: str, methods: str, memory: str, iterations: int, fo
                 kept = alone(run, path, options, EVERYTHING, iterations)
                 _echo(name, method, problem, stored, kept, base, budget, rate)
             path.unlink()
-
-
-def write_problem_quietly(path: Path, *problem: int) -> dict[str, float]:
-    """Write a problem in a process of its own, whose memory does not count."""
-    write_problem(path, *problem)
-    return {}
 
 
 def _echo(

@@ -16,6 +16,7 @@ LAYERS = [
     "_interrupt",
     "_checks",
     "_memory",
+    "_places",
     "atomic",
     "_hdf5",
     "_layout",

@@ -307,7 +307,7 @@ def test_an_indptr_beyond_32_bits(tmp_path):
     indptr = np.array([0, huge, huge + 3, 2 * huge], dtype=np.int64)
     found = StoredObservations(Source(), (3, huge), indptr, (None, None), 10**6)
     assert found.n_observed == 2 * huge
-    assert list(found._spans(1, found.block_entries)) == [(0, 1), (1, 2), (2, 3)]
+    assert list(blocks.runs(found.indptr, found.block_entries)) == [(0, 1), (1, 2), (2, 3)]
     block = found._block(1, 2)
     np.testing.assert_array_equal(block.by_row.indptr, [0, 3])
-    assert list(found._tile_spans(np.array([0, 1, 2, 3]), 10)) == [(0, 1), (1, 2), (2, 3)]
+    assert list(blocks.runs(found.indptr[np.array([0, 1, 2, 3])], 10)) == [(0, 1), (1, 2), (2, 3)]

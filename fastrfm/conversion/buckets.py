@@ -14,6 +14,7 @@ import numpy as np
 
 from fastrfm._interrupt import check
 from fastrfm._numba import available_threads
+from fastrfm.blocks import index_dtype_for, runs
 from fastrfm.conversion.scratch import Column
 from fastrfm.conversion.sources import Progress, Source
 from fastrfm.kernels.row_buckets import compress_rows, scatter_to_buckets
@@ -38,8 +39,8 @@ class Buckets:
         self._source, self._folder, self._memory = source, folder, memory
         self.indptr = np.concatenate(([0], np.cumsum(source.row_counts, dtype=np.int64)))
         n_entries = max(min(memory // _BYTES_PER_ENTRY, max(_CACHED, source.n // _MOST_BUCKETS)), _FEWEST)
-        self.first_rows = _row_ranges(self.indptr, n_entries)
-        self.index_dtype = np.dtype(np.int32 if max(source.shape) < 2**31 else np.int64)
+        self.first_rows = np.array([0] + [last for _, last in runs(self.indptr, n_entries)], dtype=np.int64)
+        self.index_dtype = index_dtype_for(source.shape)
         self._columns: list[Column] = []
         self._has_repeats: list[bool] = []
 
@@ -116,15 +117,6 @@ class Buckets:
                     column.write(filled[bucket], array[start:stop])
                 filled[bucket] += stop - start
                 start = stop
-
-
-def _row_ranges(indptr: np.ndarray, n_entries: int) -> np.ndarray:
-    """Return first rows of ranges that hold at most `n_entries` entries, or one row; and the number of rows."""
-    firsts, n_rows = [0], indptr.size - 1
-    while firsts[-1] < n_rows:
-        last = int(np.searchsorted(indptr, indptr[firsts[-1]] + n_entries, side="right")) - 1
-        firsts.append(min(max(last, firsts[-1] + 1), n_rows))
-    return np.array(firsts, dtype=np.int64)
 
 
 def _shared_rows(indptr: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastrfm._hdf5 import names_size, write_names, writing_large_hdf5
+from fastrfm._hdf5 import mark, names_size, write_names, writing_large_hdf5
 from fastrfm._interrupt import deferred
 from fastrfm._layout import create_observations
 from fastrfm.atomic import PathLike
@@ -32,10 +32,8 @@ def write_buckets(
     n_bytes = n * (dtype.itemsize + buckets.index_dtype.itemsize) + buckets.indptr.nbytes
     n_bytes += names_size(source.row_names) + names_size(source.col_names)
     with writing_large_hdf5(path, force, n_bytes, folder=folder) as file, deferred():
-        group = create_observations(file, source.shape)
-        data = group.create_dataset("data", shape=(n,), dtype=dtype)
-        indices = group.create_dataset("indices", shape=(n,), dtype=buckets.index_dtype)
-        group.create_dataset("indptr", data=buckets.indptr)
+        mark(file)
+        data, indices = create_observations(file, source.shape, buckets.indptr, dtype, buckets.index_dtype)
         for start, stop, columns, values in buckets.compressed():
             if stop > start:
                 data[start:stop], indices[start:stop] = values, columns

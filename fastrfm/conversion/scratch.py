@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from fastrfm._places import read_at, write_at
+
 
 class Column:
     """`n` numbers of one dtype, in memory, or in a file at `path` whose room is taken at once."""
@@ -30,23 +32,15 @@ class Column:
         if self._array is not None:
             self._array[start : start + numbers.size] = numbers
             return
-        offset = start * self.dtype.itemsize
-        left = np.ascontiguousarray(numbers, dtype=self.dtype).data.cast("B")
-        while left:
-            written = os.pwrite(self._handle, left, offset)
-            left, offset = left[written:], offset + written
+        write_at(self._handle, start * self.dtype.itemsize, np.ascontiguousarray(numbers, dtype=self.dtype))
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return the numbers at places ``start:stop``; not to be changed."""
         if self._array is not None:
             return self._array[start:stop]
         numbers = np.empty(stop - start, dtype=self.dtype)
-        left, offset = numbers.data.cast("B"), start * self.dtype.itemsize
-        while left:
-            n_read = os.preadv(self._handle, [left], offset)
-            if not n_read:
-                raise OSError(errno.EIO, "a scratch file is shorter than what was written to it")
-            left, offset = left[n_read:], offset + n_read
+        if not read_at(self._handle, start * self.dtype.itemsize, numbers):
+            raise OSError(errno.EIO, "a scratch file is shorter than what was written to it")
         return numbers
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from fastrfm._interrupt import check
 from fastrfm._layout import Triples
+from fastrfm.blocks import value_dtype_for
 from fastrfm.conversion.scratch import Spool
 from fastrfm.errors import FileFormatError, InputError
 from fastrfm.kernels.label_codes import count_codes
@@ -133,7 +134,7 @@ class DatasetSource:
         self._block_triples = min(max(memory // 256, _SMALLEST_BLOCK), _MOST_TRIPLES)
         self.n = int(triples.values.size)
         self.row_names, self.col_names = triples.row_names, triples.col_names
-        self.value_dtype = np.dtype(np.float32 if triples.values.dtype == np.float32 else np.float64)
+        self.value_dtype = value_dtype_for(triples.values.dtype)
 
     def scan(self, progress: Progress) -> None:
         """Read everything once, check it and count the entries of the rows."""
