@@ -246,6 +246,10 @@ class StoredObservations(RowBlocks):
     def cols_of(self, row: int) -> np.ndarray:
         return self._source.entries(self.indptr, row, row + 1)[0]
 
+    def note(self, **found: Any) -> None:
+        """Keep what a pass would find, by the name of its property: passes over a file are dear."""
+        vars(self).update(found)
+
     def _block(self, start: int, stop: int) -> RowBlock:
         indices, values = self._source.entries(self.indptr, start, stop)
         by_row = Compressed(self.indptr[start : stop + 1] - self.indptr[start], indices, values)
@@ -265,7 +269,7 @@ class StoredObservations(RowBlocks):
         if self._offsets_at is not None:
             raise InputError("offsets are taken off already: shift the observations themselves")
         other = self._derived(self._source, self.indptr, offsets_at)
-        other.__dict__["col_counts"] = self.col_counts
+        other.note(col_counts=self.col_counts)
         return other
 
     def split(self, share: float, *, random_state: int = 0) -> tuple[StoredObservations, Observations]:
@@ -342,7 +346,7 @@ class StoredObservations(RowBlocks):
             order = np.argsort(cols.read(first, last), kind="stable")
             rows.write(first, rows.read(first, last)[order])
             values.write(first, values.read(first, last)[order])
-        turned.__dict__["col_counts"] = self.row_counts
+        turned.note(col_counts=self.row_counts)
         return turned
 
 

@@ -107,8 +107,9 @@ def _open_dense(
 
 
 def _check_entries(observations: StoredObservations, name: str) -> None:
-    """Check positions and values as ``Observations.from_csr`` does, and note the columns' counts on the way."""
+    """Check positions and values as ``Observations.from_csr`` does; note columns' counts and the range on the way."""
     counts = np.zeros(observations.n_cols, dtype=np.int64)
+    least, most = np.inf, -np.inf
     for block in observations.row_blocks():
         indices, values, indptr = block.by_row.indices, block.by_row.values, block.by_row.indptr
         if indices.size and (indices.min() < 0 or indices.max() >= observations.n_cols):
@@ -123,4 +124,5 @@ def _check_entries(observations: StoredObservations, name: str) -> None:
                 f"not fit into memory: {_CONVERT}"
             )
         counts += np.bincount(indices, minlength=observations.n_cols)
-    observations.__dict__["col_counts"] = counts
+        least, most = min(least, float(values.min(initial=least))), max(most, float(values.max(initial=most)))
+    observations.note(col_counts=counts, value_range=(least, most))

@@ -165,24 +165,33 @@ def _run(
     factors: tuple[np.ndarray, np.ndarray] | None,
     keeper: Checkpoint | None,
 ) -> tuple[str, np.ndarray, np.ndarray, Monitor, dict[str, np.ndarray]]:
-    """Run the method chosen and, where "auto" does not keep its answer, a one-sided one after it."""
+    """Run the method chosen and, where "auto" does not keep its answer, a one-sided one after it.
+
+    On the longer side's rows: the reweighted side is the smaller one, which takes less memory, and fewer iterations
+    than the other way round. Left and right factors come back as the observations were given.
+    """
+    is_wide = observations.n_cols > observations.n_rows
+    work = observations.transposed() if is_wide else observations
+    turned = factors[::-1] if factors is not None and is_wide else factors
     is_tried = options.method == "auto" and chosen == "two-sided" and factors is None
     first, patience = (options_of_try(options), PATIENCE) if is_tried else (options, None)
     tried = None
     if keeper is not None and "tried" in keeper.frame:
-        tried = Monitor(first, observations.norm, None)
+        tried = Monitor(first, work.norm, None)
         tried.restore(keeper.frame["tried"])
     else:
-        left, right, monitor = _solve(observations, chosen, first, callback, keeper, factors, patience)
-        if is_tried and not is_answer(monitor, observations.norm) and monitor.n_iter < options.max_iter:
+        left, right, monitor = _solve(work, chosen, first, callback, keeper, turned, patience)
+        if is_tried and not is_answer(monitor, work.norm) and monitor.n_iter < options.max_iter:
             tried = monitor
-    if tried is None:
-        return chosen, left, right, monitor, monitor.history()
-    if keeper is not None:
-        keeper.frame["tried"] = tried.state()
-    chosen, rest = one_sided(observations, options), options_of_rest(options, tried)
-    left, right, monitor = _solve(observations, chosen, rest, counting_on(callback, tried), keeper)
-    return chosen, left, right, monitor, joined([tried.history(), monitor.history()])
+    if tried is not None:
+        if keeper is not None:
+            keeper.frame["tried"] = tried.state()
+        chosen, rest = one_sided(work, options), options_of_rest(options, tried)
+        left, right, monitor = _solve(work, chosen, rest, counting_on(callback, tried), keeper)
+    if is_wide:
+        left, right = right, left
+    history = joined([part.history() for part in (tried, monitor) if part is not None])
+    return chosen, left, right, monitor, history
 
 
 def _check_size(observations: RowBlocks, agop_power: float) -> None:
@@ -234,20 +243,11 @@ def _solve(
     start: tuple[np.ndarray, np.ndarray] | None = None,
     patience: Patience | None = None,
 ) -> tuple[np.ndarray, np.ndarray, Monitor]:
-    """Run a solver on the longer side's rows and return left and right factors of the estimate as it was given."""
-    # The reweighted side is the smaller one: less memory, and fewer iterations than the other way round.
-    is_wide = observations.n_cols > observations.n_rows
-    work = observations.transposed() if is_wide else observations
     if method == "dense":
-        left, right, monitor = solve_dense(work, options, callback, keeper)
-    elif method == "two-sided":
-        turned = start[::-1] if start is not None and is_wide else start
-        left, right, monitor = solve_two_sided(work, options, callback, turned, patience, keeper)
-    else:
-        left, right, monitor = solve_factored(work, options, callback, keeper)
-    if is_wide:
-        left, right = right, left
-    return left, right, monitor
+        return solve_dense(observations, options, callback, keeper)
+    if method == "two-sided":
+        return solve_two_sided(observations, options, callback, start, patience, keeper)
+    return solve_factored(observations, options, callback, keeper)
 
 
 def _result(
