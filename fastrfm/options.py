@@ -13,6 +13,7 @@ from typing import Any
 from fastrfm.errors import InputError
 
 METHODS = ("auto", "dense", "factored", "two-sided")
+DENSE_DTYPES = ("float32", "float64")  # of the whole completed matrix in a file
 SMOOTHING_RULES = ("auto", "iterate_change", "sigma_next", "geometric")
 DEVICES = ("cpu",)
 # Exact data are worth all digits; with noise, more than the first two digits of the estimate are noise.

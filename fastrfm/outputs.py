@@ -22,16 +22,14 @@ from fastrfm._memory import default_memory
 from fastrfm.atomic import PathLike, check_output, writing
 from fastrfm.blocks import RowBlock, RowBlocks
 from fastrfm.errors import InputError
+from fastrfm.options import DENSE_DTYPES
 from fastrfm.ranking import BYTES_PER_ENTRY
 from fastrfm.results import CompletionResult
 
 Progress = Callable[[int], None]
-DTYPES = ("float32", "float64")
 
-_CHUNK = (
-    64,
-    1024,
-)  # rows and columns: half a MiB of float64, which HDF5's cache of chunks always holds; narrow ones: more rows
+# Rows and columns: half a MiB of float64, which HDF5's cache of chunks always holds; narrow ones have more rows.
+_CHUNK = (64, 1024)
 _TILE_ENTRIES = 1 << 21  # computed at a time; a quarter of it is slower, as BLAS threads wait for each other
 _BYTES_PER_NAME = 256  # as Python text, and in HDF5's heap while they are written
 _FIXED = 48 << 20  # bytes: compiled kernels, BLAS, HDF5, buffers of files
@@ -102,8 +100,8 @@ def write_dense(
 def _check_dense(
     path: PathLike, result: CompletionResult, dtype: str, observations: RowBlocks | None, force: bool
 ) -> None:
-    if dtype not in DTYPES:
-        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if dtype not in DENSE_DTYPES:
+        raise InputError(f"dtype must be one of {', '.join(DENSE_DTYPES)}, got {dtype!r}")
     if observations is not None and observations.shape != result.shape:
         raise InputError(
             f"the observations to keep must have the result's shape {result.shape}, got {observations.shape}"

@@ -22,7 +22,7 @@ from fastrfm.cli.common import (
     write_dense_with_progress,
 )
 from fastrfm.errors import FastrfmError
-from fastrfm.options import CompletionOptions
+from fastrfm.options import DENSE_DTYPES, CompletionOptions
 
 if TYPE_CHECKING:
     from fastrfm.blocks import RowBlocks
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--dense-dtype",
-    type=click.Choice(("float32", "float64")),
+    type=click.Choice(DENSE_DTYPES),
     default="float64",
     show_default=True,
     help="Number type of DENSE.h5.",

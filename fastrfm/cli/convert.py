@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fastrfm.cli.common import echo_report, shape_in_words, share_in_words
-from fastrfm.errors import InputError
+from fastrfm.cli.common import echo_report, memory_option, shape_in_words, share_in_words
 
 if TYPE_CHECKING:
     from click._termui_impl import ProgressBar
@@ -28,28 +27,18 @@ _BAR_STEPS = 1000
     help="What a line of text is: (row, column, value) or a row of the matrix.",
 )
 @click.option("--indexed", is_flag=True, help="Rows and columns of triples are zero-based positions, not names.")
-@click.option(
-    "--memory",
-    metavar="SIZE",
-    help="Memory for triples, such as 512M or 2G; larger files of triples go over the disk. [default: a quarter of "
-    "what is free]",
-)
+@memory_option
 @click.option("--force", is_flag=True, help="Replace DST.h5 if it exists.")
-def command(source: Path, destination: Path, layout: str, indexed: bool, memory: str | None, force: bool) -> None:
+def command(source: Path, destination: Path, layout: str, indexed: bool, memory: int | None, force: bool) -> None:
     """Turn a file of observations into HDF5.
 
     SRC is csv, tsv or other text (MovieLens' u.data, ratings.csv and ratings.dat among them), .npy, .npz, Matrix
     Market, .h5ad or HDF5; all but HDF5 also as gz. In triples the labels of rows and columns become names. Triples in
-    text, or in HDF5 as /rows, /cols and /values, may be larger than memory and in any order; they need room on the
+    text, or in HDF5 as /rows, /cols and /values, may be larger than --memory and in any order; they need room on the
     disk beside DST.h5 meanwhile.
     """
-    from fastrfm._memory import parse_memory
     from fastrfm.conversion import convert
 
-    try:
-        budget = None if memory is None else parse_memory(memory)
-    except InputError as error:
-        raise click.UsageError(str(error)) from None
     bar: ProgressBar[int] = click.progressbar(
         length=_BAR_STEPS, label="Converting", file=sys.stderr, hidden=not sys.stderr.isatty()
     )
@@ -60,7 +49,7 @@ def command(source: Path, destination: Path, layout: str, indexed: bool, memory:
             layout=layout,
             indexed=indexed,
             force=force,
-            memory=budget,
+            memory=memory,
             progress=lambda share: bar.update(round(share * _BAR_STEPS) - bar.pos),
         )
         bar.update(_BAR_STEPS - bar.pos)

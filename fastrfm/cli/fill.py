@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from fastrfm.cli.common import echo_report, memory_option, read_matching, shape_in_words, write_dense_with_progress
+from fastrfm.options import DENSE_DTYPES
 
 
 @click.command("fill")
@@ -14,7 +15,7 @@ from fastrfm.cli.common import echo_report, memory_option, read_matching, shape_
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="DENSE.h5", help="Output file.")
 @click.option(
     "--dtype",
-    type=click.Choice(("float32", "float64")),
+    type=click.Choice(DENSE_DTYPES),
     default="float64",
     show_default=True,
     help="Number type of the file: 7 digits of each value in 4 bytes, or all in 8.",

@@ -70,7 +70,6 @@ class Checkpoint:
     about: State
     begin: State | None = None
     frame: State = field(default_factory=dict)
-    _last: int = -1
 
     @classmethod
     def open(cls, path: PathLike, every: int, about: State, *, resume: bool) -> Checkpoint:
@@ -107,7 +106,7 @@ class Checkpoint:
 
     def is_due(self, n_iter: int) -> bool:
         """Return whether the state after so many iterations is to be written."""
-        return n_iter > 0 and n_iter % self.every == 0 and n_iter != self._last
+        return n_iter > 0 and n_iter % self.every == 0
 
     def write(self, n_iter: int, state: State) -> None:
         """Write a state; a disk that fails is a warning, and what was written before stays."""
@@ -119,7 +118,6 @@ class Checkpoint:
                 _write(file.create_group("state"), state)
         except WriteError as error:
             warnings.warn(f"no checkpoint was written after iteration {n_iter}: {error}", CheckpointWarning, 3)
-        self._last = n_iter
 
 
 def _check_same(before: State, now: State) -> None:

@@ -318,8 +318,9 @@ class _Search:
             self.best, self.least = self.current, self.path.smoothing
         self.current = None
 
-    def keep_plateau(self, triplets: Triplets) -> None:
-        kept = triplets.first(self.path.plateau)
+    def keep_plateau(self) -> None:
+        assert self.current is not None
+        kept = self.current.first(self.path.plateau)
         estimate = start_estimate(
             self.first.observations, self.first.layout, kept.left * kept.singular_values, kept.right
         )
@@ -395,7 +396,7 @@ def _attempt(search: _Search, options: CompletionOptions, data_norm: float, chec
             inner_steps=step.inner_steps,
         )
         if path.plateau:
-            search.keep_plateau(search.current)
+            search.keep_plateau()
         if path.is_stuck:
             search.end()
         del step, used, triplets  # the next step can do without their memory
