@@ -20,7 +20,7 @@ from fastrfm.results import CompletionResult
 from fastrfm.solvers import continuation
 from fastrfm.solvers.completion import complete
 from fastrfm.solvers.estimate import Estimate, Layout, Triplets, leading_triplets, start_estimate
-from fastrfm.solvers.two_sided import Step, tangent_step
+from fastrfm.solvers.tangent_step import Step, tangent_step
 
 POWERS = pytest.mark.parametrize("power", [0.25, 0.375, 0.5])
 FEW = settings(max_examples=6, deadline=None, derandomize=True)
@@ -224,9 +224,9 @@ def test_history_tells_inner_steps_and_errors():
 
 
 def test_history_shows_an_inner_solver_cut_short(monkeypatch):
-    from fastrfm.solvers import two_sided
+    from fastrfm.solvers import tangent_step as module
 
-    monkeypatch.setattr(two_sided._System, "solve", _cut_short(two_sided._System.solve))
+    monkeypatch.setattr(module._System, "solve", _cut_short(module._System.solve))
     problem = low_rank_problem(12, 10, 2, oversampling=2.0, seed=0)
     history = quietly(problem.observations, 2, max_iter=12).history
     assert history["inner_steps"].max() == 1
@@ -346,11 +346,11 @@ def test_nothing_of_the_caller_is_changed():
 
 
 def test_row_factors_that_are_not_kept_change_no_bit(monkeypatch):
-    from fastrfm.solvers import two_sided
+    from fastrfm.solvers import tangent_step as module
 
     problem = recoverable(seed=8)
     kept = quietly(problem.observations, 2)
-    monkeypatch.setattr(two_sided, "_ROW_FACTOR_BYTES", 0)
+    monkeypatch.setattr(module, "_ROW_FACTOR_BYTES", 0)
     formed = quietly(problem.observations, 2)
     np.testing.assert_array_equal(formed.left, kept.left)
     np.testing.assert_array_equal(formed.history["change"], kept.history["change"])

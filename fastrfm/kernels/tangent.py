@@ -2,7 +2,7 @@
 
 The estimate is U Aᵀ + B Vᵀ plus a multiple of its residual on the observed entries; U, V are singular vectors of the
 previous estimate. B is eliminated: for given A, row i of B solves a k x k system M_i = V_JᵀV_J + diag(penalty), so
-that conjugate gradients run on A alone, on the Schur complement (see ``solvers.two_sided`` for the equations; own
+that conjugate gradients run on A alone, on the Schur complement (see ``solvers.tangent_step`` for the equations; own
 derivation). One sweep forms, row by row, the residual, B and the gradient in A: about 8 k operations an entry. A pass
 by rows that stores the residual and a pass by columns that gathers it, with a second copy of the positions, took 1.0
 to 2.6 times as long at k = 10 and 20, 0.9 to 1.4 times at 40 (60 and 300 entries a row, one and two threads).
