@@ -59,12 +59,16 @@ def _orthonormalise(matrix: np.ndarray) -> np.ndarray | None:
     return upper
 
 
-def canonical_factors(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def canonical_factors(
+    left: np.ndarray, right: np.ndarray, *, overwrite: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rewrite ``left @ right.T`` by its singular value decomposition.
 
     Parameters
     ----------
     left, right : (n_rows, k) and (n_cols, k) float64, k at most the smaller side
+    overwrite : bool
+        Whether they may be changed, which saves their memory.
 
     Returns
     -------
@@ -74,8 +78,8 @@ def canonical_factors(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, 
         Right singular vectors; the entry of largest magnitude in each column is positive.
     singular_values : (k,) float64, descending
     """
-    q_left, r_left = tall_qr(left)
-    q_right, r_right = tall_qr(right)
+    q_left, r_left = tall_qr(left, overwrite=overwrite)
+    q_right, r_right = tall_qr(right, overwrite=overwrite)
     u, singular_values, vt = np.linalg.svd(r_left @ r_right.T)
     right = q_right @ vt.T
     largest = right[np.argmax(np.abs(right), axis=0), np.arange(right.shape[1])] if right.size else np.ones(0)

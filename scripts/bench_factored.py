@@ -17,7 +17,7 @@ from bench_common import describe_machine, median_ratio, median_seconds, uniform
 
 from fastrfm import Observations, complete
 from fastrfm._numba import available_threads, thread_limit
-from fastrfm.solvers.factored import FeatureFactors, multiply_transposed, regress_rows
+from fastrfm.solvers.factored import FeatureFactors, RowRegression, multiply_transposed, regress_rows
 
 
 def sweep_flops(n_rows: int, per_row: int, k: int) -> float:
@@ -38,7 +38,7 @@ def sweep_rates(n_rows: int, n_cols: int, per_row: int, ranks: list[int], repeat
     click.echo(f"sweeps over {n_rows} x {n_cols}, {per_row} entries a row, float64, one thread")
     for k in ranks:
         features = random_features(n_cols, k)
-        coefficients, projection, _ = regress_rows(observations, features)
+        solved = regress_rows(observations, features)
 
         def rows(n_threads: int = 1, features: FeatureFactors = features) -> None:
             with thread_limit(n_threads):
@@ -47,11 +47,10 @@ def sweep_rates(n_rows: int, n_cols: int, per_row: int, ranks: list[int], repeat
         def columns(
             n_threads: int = 1,
             features: FeatureFactors = features,
-            coefficients: np.ndarray = coefficients,
-            projection: np.ndarray = projection,
+            solved: RowRegression = solved,
         ) -> None:
             with thread_limit(n_threads):
-                multiply_transposed(observations, features, coefficients, projection)
+                multiply_transposed(observations, features, solved.part, solved.projection)
 
         row_seconds, column_seconds = median_seconds(rows, repeats), median_seconds(columns, repeats)
         rate = sweep_flops(n_rows, per_row, k) / row_seconds / 1e9

@@ -258,6 +258,13 @@ def add_adjoint_columns(
     return result
 
 
+def replace_rows(solved: np.ndarray, overlap: np.ndarray, old: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the new coefficients, zeros up to the width of the old ones, and the squared move of each row."""
+    new = np.zeros_like(old)
+    new[:, : solved.shape[1]] = solved
+    return new, np.sum((solved - old[:, : overlap.shape[1]] @ overlap.T) ** 2, axis=1)
+
+
 def solve_dual_rows(
     indptr: np.ndarray, indices: np.ndarray, values: np.ndarray, kernel_matrix: np.ndarray, ridge: float
 ) -> np.ndarray:

@@ -349,6 +349,17 @@ def test_ctrl_c_says_where_and_writes_nothing(ratings, tmp_path, old):
     assert [path.read_bytes() for path in tmp_path.iterdir()] == ([] if old is None else [old])
 
 
+def test_ctrl_c_names_the_checkpoint_that_is_left(ratings, tmp_path):
+    state = tmp_path / "state.h5"
+    arguments = ["complete", str(ratings), "-o", str(tmp_path / "r.h5"), "--checkpoint", str(state), "--every", "1"]
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED, *arguments], capture_output=True, text=True)
+    assert done.returncode == 1
+    left = f"no result was written, but the state of the run is in {state}: go on with --resume"
+    assert done.stderr == f"Stopped by Ctrl-C after iteration 3: {left}\n"
+    assert [path.name for path in tmp_path.iterdir()] == [state.name]
+    assert run("complete", ratings, "-o", tmp_path / "r.h5", "--checkpoint", state, "--resume").exit_code == 0
+
+
 # --- predict ------------------------------------------------------------------------------------------------------
 
 

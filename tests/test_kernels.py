@@ -14,7 +14,7 @@ from fastrfm.kernels import row_solves
 from fastrfm.kernels.adjoint import add_adjoint_columns
 from fastrfm.kernels.gram import accumulate_gram, shift_and_mirror
 from fastrfm.kernels.residual import masked_residual, predict_pairs
-from fastrfm.kernels.row_solves import expand_rows, solve_dual_rows, solve_factored_rows
+from fastrfm.kernels.row_solves import expand_rows, replace_rows, solve_dual_rows, solve_factored_rows
 from fastrfm.kernels.tasks import N_TASKS, balanced_bounds
 
 NO_CG = 1 << 40
@@ -136,8 +136,20 @@ def test_add_adjoint_columns_equals_naive(counts, k, b, value_type, index_type):
     coefficients, basis = rng.standard_normal((7, k)), rng.standard_normal((len(counts), b))
     directions, out = rng.standard_normal((7, b)), rng.standard_normal((len(counts), b))
     twin = reference.add_adjoint_columns(indptr, indices, values, coefficients, basis, 0.6, directions, out)
-    add_adjoint_columns(bounds_of(indptr), indptr, indices, values, coefficients, basis, 0.6, directions, out)
+    add_adjoint_columns(bounds_of(indptr), indptr, indices, values, coefficients, basis, k, 0.6, directions, out)
     np.testing.assert_allclose(out, twin, atol=1e-12)
+
+
+@pytest.mark.parametrize("n_rows", [0, 1, 1025])
+@pytest.mark.parametrize(("k", "n_old", "width"), [(0, 0, 0), (2, 0, 2), (3, 3, 3), (2, 4, 4), (4, 2, 5), (0, 2, 2)])
+def test_replace_rows_equals_naive(n_rows, k, n_old, width):
+    rng = np.random.RandomState(k)
+    solved, overlap = rng.standard_normal((n_rows, k)), rng.standard_normal((k, n_old))
+    coefficients, moved = rng.standard_normal((n_rows, width)), np.full(n_rows, np.nan)
+    new, moved_twin = reference.replace_rows(solved, overlap, coefficients)
+    replace_rows(solved, overlap, coefficients, moved)
+    np.testing.assert_array_equal(coefficients, new)
+    np.testing.assert_allclose(moved, moved_twin, rtol=1e-12)
 
 
 # --- dual rows ----------------------------------------------------------------------------------------------------

@@ -144,16 +144,19 @@ def test_factored_step_equals_exact_twin(power, ridge, most):
     previous = np.zeros(problem.mask.shape)
     for smoothing in (6.0, 3.0, 1.5, 0.8, 0.4, 0.4, 0.1):
         features = feature_factors(singular_values[:most], basis, smoothing=smoothing, agop_power=power, ridge=ridge)
-        coefficients, projection, square_sum = regress_rows(problem.observations, features)
+        solved = regress_rows(problem.observations, features)
+        coefficients = solved.part.coefficients
         estimate = whole_estimate(problem, features, coefficients)
         previous = reference.factored_iteration(
             previous, problem.truth, problem.mask, agop_power=power, smoothing=smoothing, ridge=ridge, most=most
         )
         np.testing.assert_allclose(estimate, previous, atol=1e-8)
-        np.testing.assert_allclose(projection, estimate @ basis, atol=1e-10)
+        np.testing.assert_allclose(solved.projection, estimate @ basis, atol=1e-10)
         inside = coefficients @ basis[:, : coefficients.shape[1]].T
-        assert square_sum == pytest.approx(np.sum((inside - problem.truth)[problem.mask] ** 2), rel=1e-8, abs=1e-15)
-        singular_values, basis = subspace_step(problem.observations, features, coefficients, projection)
+        assert solved.square_sum == pytest.approx(
+            np.sum((inside - problem.truth)[problem.mask] ** 2), rel=1e-8, abs=1e-15
+        )
+        singular_values, basis = subspace_step(problem.observations, features, solved)
         np.testing.assert_allclose(singular_values, np.linalg.svd(estimate, compute_uv=False), atol=1e-8)
 
 
@@ -164,27 +167,41 @@ def test_factored_block_step_equals_twin():
     assert features.penalty.size == 3
     kernel_matrix = reference.floored_feature_gram(singular_values, basis, 0.5, 0.4)
     twin, _ = reference.dense_iteration(problem.truth, problem.mask, kernel_matrix, 0.2)
-    coefficients, projection, _ = regress_rows(problem.observations, features)
-    np.testing.assert_allclose(whole_estimate(problem, features, coefficients), twin, atol=1e-10)
+    solved = regress_rows(problem.observations, features)
+    np.testing.assert_allclose(whole_estimate(problem, features, solved.part.coefficients), twin, atol=1e-10)
     directions = np.random.RandomState(1).standard_normal((15, 6))
-    back = multiply_transposed(problem.observations, features, coefficients, directions)
+    back = multiply_transposed(problem.observations, features, solved.part, directions)
     np.testing.assert_allclose(back, twin.T @ directions, atol=1e-10)
-    found, vectors = subspace_step(problem.observations, features, coefficients, projection)
+    found, vectors = subspace_step(problem.observations, features, solved)
     wanted, twin_vectors = reference.subspace_step(twin, basis)
     np.testing.assert_allclose(found, wanted, atol=1e-10)
     np.testing.assert_allclose(np.abs(np.sum(vectors * twin_vectors, axis=0)), 1.0, atol=1e-10)
 
 
-def test_distance_of_low_rank_parts_equals_naive():
+@pytest.mark.parametrize(("k", "n_before", "spare"), [(2, 0, 0), (2, 1, 0), (2, 2, 0), (2, 4, 0), (3, 2, 2), (0, 2, 1)])
+def test_change_of_the_low_rank_part_equals_naive(k, n_before, spare):
     rng = np.random.RandomState(0)
-    one = LowRankPart(rng.standard_normal((9, 2)), haar(rng, 7, 2))
-    for k in (0, 1, 4):
-        other = LowRankPart(rng.standard_normal((9, k)), haar(rng, 7, k))
-        wanted = np.linalg.norm(one.coefficients @ one.basis.T - other.coefficients @ other.basis.T)
-        assert one.distance(other) == pytest.approx(wanted, rel=1e-12)
-        assert other.distance(one) == pytest.approx(wanted, rel=1e-12)
-    near = LowRankPart(one.coefficients + 1e-12, one.basis)
-    assert one.distance(near) == pytest.approx(1e-12 * np.sqrt(18), rel=1e-3)
+    problem = low_rank_problem(15, 11, 3, oversampling=1.6, seed=9)
+    features = FeatureFactors(haar(rng, 11, 6), np.linspace(0.1, 0.5, k), 0.3)
+    old = np.column_stack([rng.standard_normal((15, n_before)), np.zeros((15, spare))])
+    before = LowRankPart(old.copy(), haar(rng, 11, n_before))
+    solved = regress_rows(problem.observations, features, before)
+    alone = regress_rows(problem.observations, features)
+    np.testing.assert_array_equal(solved.part.coefficients[:, :k], alone.part.coefficients)
+    assert not solved.part.coefficients[:, k:].any()
+    np.testing.assert_array_equal(solved.projection, alone.projection)
+    inside = alone.part.coefficients @ features.basis[:, :k].T
+    wanted = np.linalg.norm(inside - old[:, :n_before] @ before.basis.T)
+    assert solved.change == pytest.approx(wanted, rel=1e-12)
+    assert alone.change == pytest.approx(np.linalg.norm(inside), rel=1e-12)
+
+
+def test_small_changes_of_the_low_rank_part_do_not_cancel():
+    problem = low_rank_problem(15, 11, 3, oversampling=1.6, seed=9)
+    features = FeatureFactors(haar(np.random.RandomState(0), 11, 3), np.full(3, 0.1), 0.3)
+    part = regress_rows(problem.observations, features).part
+    moved = LowRankPart(part.coefficients + 1e-12, part.basis)
+    assert regress_rows(problem.observations, features, moved).change == pytest.approx(1e-12 * np.sqrt(45), rel=1e-3)
 
 
 def test_both_methods_find_the_same_limit():

@@ -18,7 +18,7 @@ from fastrfm.errors import FastrfmError
 EXIT_FAILURE = 1
 EXIT_NOT_CONVERGED = 3
 ITERATION_KEY = "fastrfm.iteration"  # in the context's meta: the last iteration that was finished
-OUTCOME_KEY = "fastrfm.outcome"  # in the context's meta: what a run that is stopped now leaves, in words
+OUTCOME_KEY = "fastrfm.outcome"  # in the context's meta: a function that says what a run stopped by now has left
 
 # First lines of the subcommands' help, kept here so that ``fastrfm --help`` need not load them.
 COMMANDS = {
@@ -61,7 +61,7 @@ class LazyGroup(click.Group):
         except KeyboardInterrupt:
             iteration = ctx.meta.get(ITERATION_KEY)
             where = "" if iteration is None else f" after iteration {iteration}"
-            outcome = ctx.meta.get(OUTCOME_KEY, "nothing was written")
+            outcome = ctx.meta.get(OUTCOME_KEY, lambda: "nothing was written")()
             click.echo(f"Stopped by Ctrl-C{where}: {outcome}", err=True)
         ctx.exit(EXIT_FAILURE)
 

@@ -104,6 +104,7 @@ def command(
     check_output(output, force=force, source=file)
     if checkpoint is not None:
         check_output(checkpoint, force=True, source=file)
+        click.get_current_context().meta[OUTCOME_KEY] = lambda: _left_at(checkpoint)
     if write_dense is not None:
         for other in (file, output):
             check_output(write_dense, force=force, source=other)
@@ -136,11 +137,17 @@ def command(
         click.get_current_context().exit(EXIT_NOT_CONVERGED)
 
 
+def _left_at(checkpoint: Path) -> str:
+    if not checkpoint.exists():
+        return "nothing was written"
+    return f"no result was written, but the state of the run is in {checkpoint}: go on with --resume"
+
+
 def _write_dense(path: Path, output: Path, result: CompletionResult, *, quiet: bool, **options: Any) -> None:
     """Write the matrix; the result is there by now, and what goes wrong says so."""
     meta = click.get_current_context().meta
     meta.pop(ITERATION_KEY, None)
-    meta[OUTCOME_KEY] = f"{output} is written, {path} is not"
+    meta[OUTCOME_KEY] = lambda: f"{output} is written, {path} is not"
     try:
         write_dense_with_progress(path, result, quiet=quiet, **options)
     except FastrfmError as error:

@@ -14,7 +14,7 @@ from fastrfm._numba import parallel_kernel
 
 
 @parallel_kernel
-def add_adjoint_columns(bounds, indptr, indices, values, coefficients, basis, theta, directions, out):
+def add_adjoint_columns(bounds, indptr, indices, values, coefficients, basis, k, theta, directions, out):
     """Add theta · Σ_i (y_ij - c_i·v_j) u_i to row j of `out`, for every column j of a row block.
 
     Parameters
@@ -23,14 +23,15 @@ def add_adjoint_columns(bounds, indptr, indices, values, coefficients, basis, th
         Columns of each task.
     indptr, indices, values
         The block by column; indices are local row numbers, values float32 or float64.
-    coefficients : (n_block_rows, k) float64
+    coefficients : (n_block_rows, >= k) float64
     basis : (n_cols, >= k) float64
-        Its first k columns are used.
+    k : int
+        Columns of both that are used.
     theta : float
     directions : (n_block_rows, b) float64
     out : (n_cols, b) float64, added to; a task owns its columns
     """
-    k, b = coefficients.shape[1], directions.shape[1]
+    b = directions.shape[1]
     for task in prange(bounds.size - 1):
         for j in range(bounds[task], bounds[task + 1]):
             target, features = out[j], basis[j]

@@ -15,6 +15,7 @@ from fastrfm._numba import inner, parallel_kernel
 
 _PANEL = 32  # rows of the factor that stay in cache while all earlier rows stream past once
 _EXPAND_WIDTH = 64  # columns of K in a panel: 2 MB at 4000 columns, the size of a second-level cache
+_ROWS_PER_TASK = 1024
 _CG_BUDGET = 16  # n / 16 steps of conjugate gradients cost less than a factorisation from n = 400 on
 _CG_TOLERANCE = 1e-13  # relative residual; tighter than any tolerance a solver asks for
 
@@ -416,3 +417,36 @@ def solve_factored_rows(
                 out_projection[i, a] = theta * total
             for a in range(k):
                 out_projection[i, a] += solution[a]
+
+
+@parallel_kernel
+def replace_rows(solved, overlap, coefficients, out_moved):
+    """Put newly solved coefficients in the place of the old ones, and say how far each row moved.
+
+    Row i moved by ‖c_i − overlap c'_i‖² within the span of the new basis, c' the old coefficients.
+
+    Parameters
+    ----------
+    solved : (n_block_rows, k) float64
+    overlap : (k, k_old) float64
+        The new basis transposed times the old one.
+    coefficients : (n_block_rows, >= k and >= k_old) float64
+        The old ones; overwritten by the new ones and, beyond k, zeros.
+    out_moved : (n_block_rows,) float64, written; a task owns 1024 consecutive rows
+    """
+    n_rows, k = solved.shape
+    n_old = overlap.shape[1]
+    for task in prange((n_rows + _ROWS_PER_TASK - 1) // _ROWS_PER_TASK):
+        for i in range(task * _ROWS_PER_TASK, min((task + 1) * _ROWS_PER_TASK, n_rows)):
+            kept = coefficients[i]
+            square = 0.0
+            for a in range(k):
+                step = solved[i, a]
+                for b in range(n_old):
+                    step -= overlap[a, b] * kept[b]
+                square += step * step
+            out_moved[i] = square
+            for a in range(k):
+                kept[a] = solved[i, a]
+            for a in range(k, kept.size):
+                kept[a] = 0.0

@@ -260,7 +260,7 @@ def _result(
     history: dict[str, np.ndarray],
     options: dict[str, Any],
 ) -> CompletionResult:
-    left, right, singular_values = canonical_factors(left, right)
+    left, right, singular_values = canonical_factors(left, right, overwrite=True)
     rank = int(np.count_nonzero(singular_values))
     left, right, singular_values = left[:, :rank], right[:, :rank], singular_values[:rank]
     if offsets is None:

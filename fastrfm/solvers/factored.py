@@ -24,7 +24,7 @@ from fastrfm.blocks import RowBlocks
 from fastrfm.errors import RankWarning
 from fastrfm.factors import numerical_rank, tall_qr
 from fastrfm.kernels.adjoint import add_adjoint_columns
-from fastrfm.kernels.row_solves import solve_factored_rows
+from fastrfm.kernels.row_solves import replace_rows, solve_factored_rows
 from fastrfm.options import CompletionOptions
 from fastrfm.solvers.checkpoint import Checkpoint
 from fastrfm.solvers.monitor import Iteration, Monitor
@@ -38,7 +38,6 @@ _FLOOR = 1e-15  # of the data's norm: directions below it are rounding
 # In units of the features' own Gram, whose rounding is 1e-16: a smaller penalty would leave pivots of pure rounding.
 _LEAST_PENALTY = 1e-14
 _LEAST_POWER = 1e-300
-_RUN = 1 << 16  # rows
 _BARELY_ABOVE = 1.0 + 1e-10  # a direction at ε itself has weight d = 0
 
 
@@ -63,22 +62,49 @@ class FeatureFactors:
 
 @dataclass(frozen=True)
 class LowRankPart:
-    """C and V of an estimate: the estimate is C Vᵀ plus θ times its residual on the observed entries."""
+    """C and V of an estimate: the estimate is C Vᵀ plus θ times its residual on the observed entries.
+
+    Attributes
+    ----------
+    coefficients : (n_rows, k or more) float64
+        C; columns beyond k are zero.
+    basis : (n_cols, k) float64
+        V, orthonormal.
+    """
 
     coefficients: np.ndarray
     basis: np.ndarray
 
-    def distance(self, other: LowRankPart) -> float:
-        """Return ‖C Vᵀ − C' V'ᵀ‖_F without forming either, and without cancellation."""
-        overlap = self.basis.T @ other.basis
-        squares = 0.0
-        for start in range(0, len(self.coefficients), _RUN):  # in runs of rows, for their memory
-            span = slice(start, start + _RUN)
-            moved = self.coefficients[span] - other.coefficients[span] @ overlap.T
-            squares += float(np.sum(np.square(moved)))
-        outside_basis = other.basis - self.basis @ overlap  # what V' has beyond the span of V
-        gram = (other.coefficients.T @ other.coefficients) @ (outside_basis.T @ outside_basis)
-        return float(np.hypot(np.sqrt(squares), np.sqrt(max(np.trace(gram), 0.0))))
+    def as_wide_as(self, n_directions: int) -> np.ndarray:
+        """Return C with zeros up to `n_directions` columns and no others to spare; C itself if it is so already."""
+        k = self.basis.shape[1]
+        width = max(k, n_directions)
+        if self.coefficients.shape[1] == width:
+            return self.coefficients
+        wide = np.zeros((len(self.coefficients), width))
+        wide[:, :k] = self.coefficients[:, :k]
+        return wide
+
+
+@dataclass(frozen=True)
+class RowRegression:
+    """The row systems solved.
+
+    Attributes
+    ----------
+    part : LowRankPart
+    projection : (n_rows, b) float64
+        X·basis.
+    square_sum : float
+        Of y − C Vᵀ on the observed entries.
+    change : float
+        ‖C Vᵀ − C' V'ᵀ‖_F from the part before.
+    """
+
+    part: LowRankPart
+    projection: np.ndarray
+    square_sum: float
+    change: float
 
 
 def feature_factors(
@@ -103,14 +129,27 @@ def feature_factors(
     return FeatureFactors(basis, np.maximum(penalty, _LEAST_PENALTY), 1.0 / (1.0 + noise))
 
 
-def regress_rows(observations: RowBlocks, features: FeatureFactors) -> tuple[np.ndarray, np.ndarray, float]:
-    """Return C (n_rows, k), X·basis (n_rows, b), and the sum of squares of y − C Vᵀ on the observed entries."""
+def regress_rows(observations: RowBlocks, features: FeatureFactors, before: LowRankPart | None = None) -> RowRegression:
+    """Solve the row systems and measure how far the low-rank part moved, without cancellation.
+
+    `before` is used up: its coefficients are overwritten block by block, for two arrays of them would be the most
+    memory of all. Without it the change is the norm.
+    """
     n_rows, k = observations.n_rows, features.penalty.size
-    coefficients = np.empty((n_rows, k))
+    basis = features.basis[:, :k]
+    if before is None:
+        before = LowRankPart(np.zeros((n_rows, 0)), basis[:, :0])
+    n_before = before.basis.shape[1]
+    overlap = basis.T @ before.basis
+    outside = before.basis - basis @ overlap  # what V' has beyond the span of V
+    coefficients = before.as_wide_as(k)
+    old = coefficients[:, :n_before]
+    outside_square = float(np.trace((old.T @ old) @ (outside.T @ outside)))
     projection = np.empty((n_rows, features.basis.shape[1]))
-    misfit = np.empty(n_rows)
+    misfit, moved = np.empty(n_rows), np.empty(n_rows)
     for block in observations.row_blocks():
         entries, span = block.by_row, slice(block.start, block.stop)
+        solved = np.empty((block.n_rows, k))
         solve_factored_rows(
             entries.bounds,
             entries.indptr,
@@ -119,17 +158,19 @@ def regress_rows(observations: RowBlocks, features: FeatureFactors) -> tuple[np.
             features.basis,
             features.penalty,
             features.theta,
-            coefficients[span],
+            solved,
             projection[span],
             misfit[span],
         )
-    return coefficients, projection, float(misfit.sum())
+        replace_rows(solved, overlap, coefficients[span], moved[span])
+    change = float(np.hypot(np.sqrt(moved.sum()), np.sqrt(max(outside_square, 0.0))))
+    return RowRegression(LowRankPart(coefficients, basis), projection, float(misfit.sum()), change)
 
 
 def multiply_transposed(
-    observations: RowBlocks, features: FeatureFactors, coefficients: np.ndarray, directions: np.ndarray
+    observations: RowBlocks, features: FeatureFactors, part: LowRankPart, directions: np.ndarray
 ) -> np.ndarray:
-    """Return Xᵀ·directions, (n_cols, b), for the low-rank plus sparse X of these coefficients."""
+    """Return Xᵀ·directions, (n_cols, b), for the low-rank plus sparse X of this part."""
     k = features.penalty.size
     out = np.zeros((observations.n_cols, directions.shape[1]))
     for block in observations.row_blocks():
@@ -139,28 +180,28 @@ def multiply_transposed(
             entries.indptr,
             entries.indices,
             entries.values,
-            coefficients[span],
+            part.coefficients[span],
             features.basis,
+            k,
             features.theta,
             directions[span],
             out,
         )
-    out += features.basis[:, :k] @ (coefficients.T @ directions)
+    out += part.basis @ (part.coefficients.T @ directions)[:k]
     return out
 
 
 def subspace_step(
     observations: RowBlocks,
     features: FeatureFactors,
-    coefficients: np.ndarray,
-    projection: np.ndarray,
+    regression: RowRegression,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the leading singular values (b,) and right singular vectors (n_cols, b) of X, improved by one step.
 
-    `projection`, X·basis, is overwritten: a second array of its size would be the most memory of all.
+    The projection of `regression` is overwritten, for its memory.
     """
-    directions, _ = tall_qr(projection, overwrite=True)
-    q, r = tall_qr(multiply_transposed(observations, features, coefficients, directions), overwrite=True)
+    directions, _ = tall_qr(regression.projection, overwrite=True)
+    q, r = tall_qr(multiply_transposed(observations, features, regression.part, directions), overwrite=True)
     left, singular_values, _ = np.linalg.svd(r)
     return singular_values, q @ left
 
@@ -196,38 +237,36 @@ def solve_factored(
     rng = np.random.default_rng(options.random_state)
     singular_values, basis = np.zeros(0), np.zeros((observations.n_cols, 0))
     singular_values, basis = _widened(singular_values, basis, min(wanted, largest), rng)
-    previous = LowRankPart(np.zeros((observations.n_rows, 0)), np.zeros((observations.n_cols, 0)))
+    part = LowRankPart(np.zeros((observations.n_rows, 0)), np.zeros((observations.n_cols, 0)))
     if checkpoint is not None and (state := checkpoint.take()) is not None:
         monitor.restore(state["monitor"])
         smoothing, singular_values, basis = state["smoothing"], state["singular_values"], state["basis"]
-        previous = LowRankPart(**state["previous"])
+        part = LowRankPart(**state["part"])
         rng.bit_generator.state = state["random"]
 
     while True:
         if checkpoint is not None and checkpoint.is_due(monitor.n_iter):
             now = {"smoothing": smoothing, "singular_values": singular_values, "basis": basis}
-            now |= {"previous": vars(previous), "random": dict(rng.bit_generator.state)}
+            now |= {"part": vars(part), "random": dict(rng.bit_generator.state)}
             checkpoint.write(monitor.n_iter, {**now, "monitor": monitor.state()})
         features = feature_factors(
             singular_values, basis, smoothing=smoothing, agop_power=options.agop_power, ridge=options.ridge
         )
-        coefficients, projection, square_sum = regress_rows(observations, features)
-        k = features.penalty.size
-        current = LowRankPart(coefficients, basis[:, :k])
-        change = current.distance(previous)
-        previous = current
-        norm = float(np.linalg.norm(coefficients))
+        regression = regress_rows(observations, features, part)
+        part, change, k = regression.part, regression.change, features.penalty.size
+        norm = float(np.linalg.norm(part.coefficients))
         is_done = monitor.record(
             smoothing=smoothing,
             floor=floor,
             norm=norm,
             change=change,
-            masked_rmse=(1.0 - features.theta) * float(np.sqrt(square_sum / observations.n_observed)),
+            masked_rmse=(1.0 - features.theta) * float(np.sqrt(regression.square_sum / observations.n_observed)),
             rank=k,
         )
         if is_done:
             break
-        singular_values, basis = subspace_step(observations, features, coefficients, projection)
+        singular_values, basis = subspace_step(observations, features, regression)
+        del regression  # the next one can do without its memory
         if options.rank is None:
             singular_values, basis = _fit_width(singular_values, basis, k, largest, rng)
         smoothing = next_smoothing(
@@ -247,8 +286,9 @@ def solve_factored(
         )
     k = min(k, numerical_rank(singular_values, options.effective_tol, data_norm=data_norm), options.rank or k)
     features = FeatureFactors(np.ascontiguousarray(basis[:, :k]), features.penalty[:k], features.theta)
-    coefficients, _, _ = regress_rows(observations, features)
-    return coefficients, features.basis, monitor
+    del regression
+    left = regress_rows(observations, features, part).part.coefficients
+    return np.ascontiguousarray(left[:, :k]), features.basis, monitor
 
 
 def _fit_width(

@@ -81,7 +81,7 @@ def complete_rows(result: CompletionResult, columns: FittedColumns, observations
         rows, cols, values = observations.to_coo()
         targets = observations.with_values(values - offsets.at(rows, cols))
     if result.rank and observations.n_observed:
-        left, _, _ = regress_rows(targets, FeatureFactors(right, row_penalty(result), 0.0))
+        left = regress_rows(targets, FeatureFactors(right, row_penalty(result), 0.0)).part.coefficients
     if offsets is None:
         left, right = _with_means(columns, observations, left, right)
     return replace(result, left=left, right=right, offsets=offsets, row_names=observations.row_names)
