@@ -44,6 +44,37 @@ class Offsets:
 
 
 @dataclass(frozen=True, eq=False)
+class Selection:
+    """How the options of a result were chosen: by fits that did not see some of the entries.
+
+    Attributes
+    ----------
+    fits : dict of (n_fits,) arrays
+        One element per fit, in the order of the search: ``agop_power``, ``ridge``, ``offsets`` (bool), ``implicit``
+        (int64), ``rank`` (int64), ``rmse`` on the entries held out and ``standard_error`` of its square (data's unit,
+        and its square), ``n_iter`` (int64), ``seconds`` since the start.
+    chosen : int
+        Position of the fit whose options were taken.
+    rows, cols : (n_held_out,) int64
+        The entries held out.
+    values, predicted : (n_held_out,) float64
+        What was observed there, and what the chosen fit predicts without having seen it; in the data's unit.
+    """
+
+    fits: dict[str, np.ndarray]
+    chosen: int
+    rows: np.ndarray
+    cols: np.ndarray
+    values: np.ndarray
+    predicted: np.ndarray
+
+    @property
+    def rmse(self) -> float:
+        """Of the chosen fit, on the entries held out."""
+        return float(self.fits["rmse"][self.chosen])
+
+
+@dataclass(frozen=True, eq=False)
 class CompletionResult:
     """A completed matrix in factored form.
 
@@ -72,6 +103,10 @@ class CompletionResult:
     options : dict
         Every option of the run as it was used (method, agop_power, ridge, ...).
     row_names, col_names : object arrays of str, or None
+    bounds : (float, float) or None
+        Predictions are cut to lie between them; in the data's unit.
+    selection : Selection or None
+        How the options were chosen, where they were.
     """
 
     left: np.ndarray
@@ -88,6 +123,8 @@ class CompletionResult:
     options: dict[str, Any] = field(default_factory=dict)
     row_names: np.ndarray | None = None
     col_names: np.ndarray | None = None
+    bounds: tuple[float, float] | None = None
+    selection: Selection | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -103,7 +140,7 @@ class CompletionResult:
         return float(self.history["seconds"][-1]) if self.n_iter else 0.0
 
     def predict(self, rows: Any, cols: Any) -> np.ndarray:
-        """Return the estimate at pairs of positions.
+        """Return the estimate at pairs of positions, cut to `bounds`.
 
         Parameters
         ----------
@@ -119,25 +156,32 @@ class CompletionResult:
         InputError
             If a position is not a whole number or lies outside the matrix.
         """
-        from fastrfm.kernels.residual import predict_pairs
-
         rows, cols = np.broadcast_arrays(rows, cols)
         _check_positions(rows, self.shape[0], "row")
         _check_positions(cols, self.shape[1], "column")
         flat_rows = np.array(rows, dtype=np.int64).ravel()
         flat_cols = np.array(cols, dtype=np.int64).ravel()
-        out = np.empty(flat_rows.size)
-        predict_pairs(flat_rows, flat_cols, self.left, self.right, out)
+        return self._bounded(self._unbounded(flat_rows, flat_cols)).reshape(rows.shape)
+
+    def _unbounded(self, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
+        from fastrfm.kernels.residual import predict_pairs
+
+        out = np.empty(rows.size)
+        predict_pairs(rows, cols, self.left, self.right, out)
         if self.offsets is not None:
-            out += self.offsets.at(flat_rows, flat_cols)
-        return out.reshape(rows.shape)
+            out += self.offsets.at(rows, cols)
+        return out
+
+    def _bounded(self, estimate: np.ndarray) -> np.ndarray:
+        """Cut an estimate to the bounds, in place."""
+        return estimate if self.bounds is None else np.clip(estimate, *self.bounds, out=estimate)
 
     def to_dense(self) -> np.ndarray:
         """Return the whole estimate, (n_rows, n_cols) float64: needs 8 n_rows n_cols bytes."""
         return self.block(slice(None))
 
     def block(self, rows: Any, cols: Any = slice(None), out: np.ndarray | None = None) -> np.ndarray:
-        """Return the estimate at whole rows (and columns), float64.
+        """Return the estimate at whole rows (and columns), float64, cut to `bounds`.
 
         Parameters
         ----------
@@ -146,6 +190,9 @@ class CompletionResult:
         out : float64 array of that shape, optional
             Written and returned; a loop over blocks is several times as fast with it.
         """
+        return self._bounded(self._unbounded_block(rows, cols, out))
+
+    def _unbounded_block(self, rows: Any, cols: Any = slice(None), out: np.ndarray | None = None) -> np.ndarray:
         block: np.ndarray = np.matmul(self.left[rows], self.right[cols].T, out=out)
         if self.offsets is not None:
             block += (self.offsets.mean + self.offsets.rows[rows])[:, None]
@@ -182,7 +229,8 @@ class CompletionResult:
         cols : (n_wanted, n) int64
             -1 where fewer than n columns are left.
         values : (n_wanted, n) float64
-            What :meth:`predict` gives there, in the data's unit; NaN where no column is left.
+            What :meth:`predict` gives there, in the data's unit; NaN where no column is left. The order is that
+            of the estimate before it is cut to `bounds`.
 
         Raises
         ------
@@ -200,12 +248,12 @@ class CompletionResult:
             check()  # Ctrl-C
             span = slice(start, min(start + step, rows.size))
             cols[span], values[span] = self._top_of_block(rows[span], n, exclude, room[: span.stop - start])
-        return cols, values
+        return cols, self._bounded(values)
 
     def _top_of_block(
         self, rows: np.ndarray, n: int, exclude: RowBlocks | None, block: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        self.block(rows, out=block)
+        self._unbounded_block(rows, out=block)
         if exclude is not None:
             for k, i in enumerate(rows):
                 block[k, exclude.cols_of(int(i))] = -np.inf
@@ -214,7 +262,7 @@ class CompletionResult:
             parts = self.offsets.rows, self.offsets.cols
             added = abs(self.offsets.mean) + sum(float(np.abs(part).max(initial=0.0)) for part in parts)
         margin = ranking.rounding_margin(self.left[rows], self.right, added)
-        return ranking.largest(block, n, margin, lambda i, j: self.predict(rows[i], j))
+        return ranking.largest(block, n, margin, lambda i, j: self._unbounded(rows[i], j))
 
     def _check_top(self, rows: np.ndarray, n: int, exclude: RowBlocks | None) -> None:
         n_cols = self.shape[1]

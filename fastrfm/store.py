@@ -36,11 +36,12 @@ from fastrfm.errors import FileFormatError, InputError
 from fastrfm.observations import Observations
 from fastrfm.outputs import write_dense as write_dense  # part of this module's face, written block by block there
 from fastrfm.outputs import write_top as write_top
-from fastrfm.results import CompletionResult, Offsets
+from fastrfm.results import CompletionResult, Offsets, Selection
 from fastrfm.stored import StoredObservations
 from fastrfm.stored_files import IN_MEMORY_FACTOR, open_stored, stored_bytes
 
 _RESERVED = ("format", "format_version", "encoding-type", "encoding-version")
+_HELD_OUT = ("rows", "cols", "values", "predicted")
 _SCALARS: dict[str, type | tuple[type, ...]] = {
     "rank": int,
     "stop_reason": str,
@@ -197,13 +198,46 @@ def write_result(path: PathLike, result: CompletionResult, *, force: bool = Fals
             set_attribute(offsets, "mean", float(result.offsets.mean))
             offsets.create_dataset("rows", data=result.offsets.rows)
             offsets.create_dataset("cols", data=result.offsets.cols)
-        history = group.create_group("history", track_order=True)
-        for name, values in result.history.items():
-            history.create_dataset(name, data=values)
+        if result.bounds is not None:
+            group.create_dataset("bounds", data=np.array(result.bounds, dtype=np.float64))
+        _write_table(group, "history", result.history)
+        if result.selection is not None:
+            _write_selection(group.create_group("selection"), result.selection)
         options = group.create_group("options")
         for name, value in result.options.items():
             set_attribute(options, name, value)
         write_names(file, result.row_names, result.col_names)
+
+
+def _write_table(group: h5py.Group, name: str, columns: dict[str, np.ndarray]) -> None:
+    table = group.create_group(name, track_order=True)
+    for column, values in columns.items():
+        table.create_dataset(column, data=values)
+
+
+def _read_table(group: h5py.Group, n: int, needed: tuple[str, ...]) -> dict[str, np.ndarray]:
+    table = {name: get_dataset(group, name, (n,))[...] for name in group}
+    for name in needed:
+        if name not in table:
+            raise FileFormatError(f"dataset {group.name}/{name} is missing")
+    return table
+
+
+def _write_selection(group: h5py.Group, selection: Selection) -> None:
+    sizes = {"n_fits": selection.fits["rmse"].size, "n_held_out": selection.rows.size}
+    for name, value in {**sizes, "chosen": int(selection.chosen)}.items():
+        set_attribute(group, name, value)
+    _write_table(group, "fits", selection.fits)
+    _write_table(group, "held_out", {name: getattr(selection, name) for name in _HELD_OUT})
+
+
+def _read_selection(group: h5py.Group) -> Selection:
+    n_fits, chosen, n_held_out = (int(get_attribute(group, name, int)) for name in ("n_fits", "chosen", "n_held_out"))
+    if not 0 <= chosen < n_fits:
+        raise FileFormatError(f"attribute chosen of {group.name} must lie in 0…{n_fits - 1}, got {chosen}")
+    fits = _read_table(get_group(group, "fits"), n_fits, ("agop_power", "ridge", "rmse"))
+    held_out = _read_table(get_group(group, "held_out"), n_held_out, _HELD_OUT)
+    return Selection(fits, chosen, **{name: held_out[name] for name in _HELD_OUT})
 
 
 def read_result(path: PathLike) -> CompletionResult:
@@ -235,11 +269,8 @@ def _read_result(file: h5py.File, kind: str) -> CompletionResult:
         rows, cols = get_dataset(part, "rows", (n_rows,)), get_dataset(part, "cols", (n_cols,))
         offsets = Offsets(float(get_attribute(part, "mean", (float, int))), rows[...], cols[...])
     n_iter = scalars.pop("n_iter")  # a result counts its history
-    stored = get_group(group, "history")
-    history = {name: get_dataset(stored, name, (n_iter,))[...] for name in stored}
-    for name in ("change", "seconds"):
-        if name not in history:
-            raise FileFormatError(f"dataset {stored.name}/{name} is missing")
+    history = _read_table(get_group(group, "history"), n_iter, ("change", "seconds"))
+    bounds = get_dataset(group, "bounds", (2,))[...].tolist() if "bounds" in group else None
     return CompletionResult(
         left=left[...],
         right=right[...],
@@ -249,6 +280,8 @@ def _read_result(file: h5py.File, kind: str) -> CompletionResult:
         options=get_attributes(get_group(group, "options")),
         row_names=read_names(file, "row_names", n_rows),
         col_names=read_names(file, "col_names", n_cols),
+        bounds=None if bounds is None else (bounds[0], bounds[1]),
+        selection=_read_selection(get_group(group, "selection")) if "selection" in group else None,
         **scalars,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import os
@@ -25,7 +26,7 @@ from samples import (
 
 from fastrfm.errors import FileFormatError, InputError, OutputExistsError, WriteError
 from fastrfm.observations import Observations
-from fastrfm.results import CompletionResult
+from fastrfm.results import CompletionResult, Selection
 from fastrfm.store import describe, read_result, write_observations, write_result
 
 
@@ -44,6 +45,64 @@ def result_path(tmp_path):
 
 
 # --- results ------------------------------------------------------------------------------------------------------
+
+
+def selection() -> Selection:
+    fits = {"agop_power": np.array([0.25, 0.375]), "ridge": np.array([3.0, 1.0]), "rmse": np.array([0.9, 0.8])}
+    fits |= {"offsets": np.array([True, False]), "implicit": np.array([0, 20])}
+    numbers = np.array([0, 1, 1]), np.array([2, 0, 1]), np.array([1.0, -2.0, 0.5]), np.array([0.5, 0.1, 0.3])
+    return Selection(fits, 1, *numbers)
+
+
+def test_selection_and_bounds_come_back(tmp_path):
+    result = dataclasses.replace(make_result(), selection=selection(), bounds=(-1.5, 2.0))
+    write_result(tmp_path / "r.h5", result)
+    back = read_result(tmp_path / "r.h5")
+    assert back.bounds == (-1.5, 2.0)
+    assert back.selection is not None and back.selection.chosen == 1 and back.selection.rmse == 0.8
+    for name, values in selection().fits.items():
+        assert back.selection.fits[name].dtype == values.dtype
+        np.testing.assert_array_equal(back.selection.fits[name], values)
+    for name in ("rows", "cols", "values", "predicted"):
+        np.testing.assert_array_equal(getattr(back.selection, name), getattr(selection(), name))
+    bare = tmp_path / "bare.h5"
+    write_result(bare, make_result())
+    assert read_result(bare).selection is None and read_result(bare).bounds is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file: file["result/selection"].attrs.__setitem__("chosen", 2),
+        lambda file: file["result/selection"].attrs.__delitem__("n_fits"),
+        lambda file: file["result/selection/fits"].__delitem__("rmse"),
+        lambda file: file["result/selection/held_out"].__delitem__("predicted"),
+        lambda file: file["result/selection"].__delitem__("held_out"),
+        lambda file: file["result/selection"].attrs.__setitem__("n_held_out", 4),
+        lambda file: (file["result"].__delitem__("bounds"), file.create_dataset("result/bounds", data=np.zeros(3))),
+    ],
+)
+def test_damaged_selections_and_bounds_are_refused(tmp_path, damage):
+    path = tmp_path / "r.h5"
+    write_result(path, dataclasses.replace(make_result(), selection=selection(), bounds=(-1.5, 2.0)))
+    with h5py.File(path, "a") as file:
+        damage(file)
+    with pytest.raises(FileFormatError):
+        read_result(path)
+
+
+def test_predictions_stay_within_the_bounds_and_top_keeps_the_order_of_the_estimate():
+    free = make_result()
+    dense = free.to_dense()
+    bounds = tuple(np.quantile(dense, [0.3, 0.7]).tolist())
+    bounded = dataclasses.replace(free, bounds=bounds)
+    np.testing.assert_array_equal(bounded.to_dense(), np.clip(dense, *bounds))
+    rows, cols = np.indices(dense.shape)
+    np.testing.assert_array_equal(bounded.predict(rows, cols), np.clip(free.predict(rows, cols), *bounds))
+    cols, values = free.top(None, 2)
+    np.testing.assert_array_equal(bounded.top(None, 2)[0], cols)
+    np.testing.assert_array_equal(bounded.top(None, 2)[1], np.clip(values, *bounds))
+
 
 OPTIONS = {
     "method": "auto",
