@@ -38,6 +38,10 @@ class WriteError(FastrfmError, OSError):
         return str(self.args[0]) if self.args else "writing failed"
 
 
+class MissingPackageError(FastrfmError, ImportError):
+    """What was asked for needs a package of an extra that is not installed."""
+
+
 class NotFittedError(FastrfmError, ValueError, AttributeError):
     """An estimator was asked for an answer before ``fit``."""
 

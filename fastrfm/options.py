@@ -16,6 +16,7 @@ METHODS = ("auto", "dense", "factored", "two-sided")
 DENSE_DTYPES = ("float32", "float64")  # of the whole completed matrix in a file
 SMOOTHING_RULES = ("auto", "iterate_change", "sigma_next", "geometric")
 DEVICES = ("cpu",)
+PLOT_KINDS = ("convergence", "spectrum", "selection", "held-out", "gaps")  # in the order of a figure of all
 # Exact data are worth all digits; with noise, more than the first two digits of the estimate are noise.
 FACTORED_POWER = 0.25  # below it the sparse part, which method "factored" drops in the end, does not fade
 TWO_SIDED_POWER = 0.5  # above it the two-sided weights have no penalty to go with them

@@ -81,13 +81,15 @@ def test_version():
     assert run("--version").output == f"fastrfm, version {fastrfm.__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["complete", "--help"], ["evaluate", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["complete", "--help"], ["evaluate", "--help"], ["plot", "--help"], ["report", "--help"]]
+)
 def test_help_loads_nothing_heavy(arguments):
     script = (
         "import sys, fastrfm.cli\n"
         f"try: fastrfm.cli.main({arguments!r})\n"
         "except SystemExit: pass\n"
-        "print(sorted({'numba', 'numpy', 'scipy', 'h5py'} & set(sys.modules)), file=sys.stderr)"
+        "print(sorted({'numba', 'numpy', 'scipy', 'h5py', 'matplotlib'} & set(sys.modules)), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stderr == "[]\n"

@@ -29,6 +29,8 @@ COMMANDS = {
     "fill": "Write the whole completed matrix of a result.",
     "top": "Write the columns with the largest estimates of each row.",
     "evaluate": "Measure the error on held-out entries over repeated random splits.",
+    "plot": "Draw how a result came about and what it holds.",
+    "report": "Write one html page about a result, with plots.",
 }
 
 

@@ -16,6 +16,10 @@ import click
 from fastrfm.cli import ITERATION_KEY
 from fastrfm.errors import InputError, NotConvergedWarning
 from fastrfm.options import DEVICES, EXACT_TOL, METHODS, NOISY_TOL, SMOOTHING_RULES, CompletionOptions
+from fastrfm.words import count as count  # part of this module's face
+from fastrfm.words import shape_in_words as shape_in_words
+from fastrfm.words import share_in_words as share_in_words
+from fastrfm.words import stop_in_words as stop_in_words
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -194,18 +198,6 @@ def write_dense_with_progress(path: Path, result: CompletionResult, *, quiet: bo
         write_dense(path, result, progress=lambda done: bar.update(done - bar.pos), **options)
 
 
-def stop_in_words(result: CompletionResult) -> str:
-    """Return why a completion ended, for people."""
-    tol, max_iter = result.options["tol"], result.options["max_iter"]
-    reasons = {
-        "converged": f"converged: the estimated distance to the limit is below tol = {tol:g}",
-        "max_iter": f"not converged: {max_iter} iterations (max-iter) came before tol = {tol:g}",
-        "stalled": "not converged: no matrix of the rank looked for was found through the observations",
-        "callback": "stopped on request",
-    }
-    return reasons.get(result.stop_reason, result.stop_reason)
-
-
 def what_to_do(stop_reason: str) -> str:
     """Return what a run that did not converge wants; nothing if it did."""
     wants = {
@@ -225,21 +217,6 @@ def options_in_words(result: CompletionResult) -> str:
     if used["smoothing"] != _DEFAULT.smoothing:
         parts.append(f"smoothing {used['smoothing']}")
     return ", ".join(parts)
-
-
-def shape_in_words(shape: tuple[int, int]) -> str:
-    """Return ``3 rows x 4 columns``."""
-    return f"{count(shape[0], 'row')} x {count(shape[1], 'column')}"
-
-
-def share_in_words(n_observed: int, shape: tuple[int, int]) -> str:
-    """Return the share of observed entries in percent and their number."""
-    return f"{100 * n_observed / (shape[0] * shape[1]):.4g} % ({n_observed})"
-
-
-def count(number: int, noun: str) -> str:
-    """Return number and noun, the noun in the plural unless the number is 1."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def echo_report(lines: Iterable[tuple[str, Any]]) -> None:
