@@ -180,6 +180,10 @@ class RowBlocks(ABC):
         """Return the columns observed in a row, ascending."""
 
     @abstractmethod
+    def split(self, share: float, *, random_state: int = 0) -> tuple[RowBlocks, RowBlocks]:
+        """Divide the entries at random: (kept, held out), the second in memory."""
+
+    @abstractmethod
     def transposed(self) -> RowBlocks:
         """Return the same entries with rows and columns swapped."""
 
