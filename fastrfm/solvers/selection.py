@@ -29,7 +29,7 @@ from fastrfm.solvers.side_information import SideInformation, augmented, check_i
 from fastrfm.solvers.smoothing import ridge_smoothing
 
 POWERS = (1.0 / 3.0, 0.375, 0.5)  # tried after 1/4
-PATTERN_DIRECTIONS = 20  # of the pattern, where it is tried
+PATTERN_DIRECTIONS = 40  # of the pattern, where it is tried
 _SHARE, _MOST_HELD_OUT = 0.1, 200_000  # more would tell nothing new
 _SMALL, _SMALL_SHARE, _LEAST = 500, 0.25, 10  # entries: fewer want a larger share held out, or cannot spare any
 _SCOUT_FACTOR, _SCOUT_STEPS = 0.5, 4
