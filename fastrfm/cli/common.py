@@ -148,6 +148,7 @@ _SOLVER_OPTIONS = (
     click.option(
         "--one-standard-error",
         is_flag=True,
+        default=_DEFAULT.one_standard_error,
         help="Choose the fit of least rank that is as good as the best, within one standard error.",
     ),
     click.option(

@@ -18,7 +18,7 @@ from time import perf_counter
 import numpy as np
 
 from fastrfm._interrupt import check
-from fastrfm.blocks import RowBlocks
+from fastrfm.blocks import RowBlocks, drawn
 from fastrfm.kernels.residual import predict_pairs
 from fastrfm.observations import Observations
 from fastrfm.options import AUTO, FACTORED_POWER, CompletionOptions
@@ -112,22 +112,28 @@ class _Fit:
 def scale_bounds(observations: RowBlocks) -> tuple[float, float] | None:
     """Return the ends of the range of the values if values pile up at both, as on a rating scale; else None."""
     low, high = observations.value_range
-    if low == high or observations.n_observed < _LEAST / _PILE:
+    if low == high:
         return None
     at_low = observations.row_sums(lambda values: values == low).sum()
     at_high = observations.row_sums(lambda values: values == high).sum()
-    return (low, high) if min(at_low, at_high) >= _PILE * observations.n_observed else None
+    return (low, high) if min(at_low, at_high) >= max(_PILE * observations.n_observed, _LEAST) else None
 
 
 def hold_out(observations: RowBlocks, random_state: int) -> tuple[RowBlocks, Observations] | None:
-    """Return (kept, held out) entries for the search, drawn at random; None if there are too few to spare any."""
+    """Return (kept, held out) entries for the search, drawn at random; None if there are too few to spare any.
+
+    The draw is that of ``StoredObservations.split``, so that a file is treated as the same entries in memory.
+    """
     n = observations.n_observed
     if n < _LEAST:
         return None
     share = _SMALL_SHARE if n < _SMALL else min(_SHARE, _MOST_HELD_OUT / n)
-    kept, held_out = observations.split(share, random_state=random_state)
-    assert isinstance(held_out, Observations)
-    return kept, held_out
+    if not isinstance(observations, Observations):
+        kept, held_out = observations.split(share, random_state=random_state)
+        assert isinstance(held_out, Observations)
+        return kept, held_out
+    held = drawn(0, n, share, random_state)
+    return (observations.select(~held), observations.select(held)) if 0 < held.sum() < n else None
 
 
 def choose(
