@@ -92,8 +92,7 @@ def test_the_pattern_of_real_ratings_helps():
         np.sqrt(np.mean((complete(kept, implicit=implicit, **options).predict(rows, cols) - values) ** 2))
         for implicit in (0, 40)
     )
-    print(without, with_pattern)
-    assert with_pattern < without - 0.002  # MEASURED
+    assert with_pattern < without - 0.002  # measured: 0.8778 and 0.8697
 
 
 def test_side_information_commutes_with_transposition_and_scale():
