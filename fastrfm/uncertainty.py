@@ -385,7 +385,7 @@ def _swapped(offsets: Offsets | None) -> Offsets | None:
 def _leverages(sides: tuple[_Side, _Side], rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
     """Return (se / σ)² at pairs, (n,) float64."""
     by_row, by_col = sides
-    return np.add(by_row.leverages(rows, cols), by_col.leverages(cols, rows))
+    return np.asarray(by_row.leverages(rows, cols) + by_col.leverages(cols, rows))
 
 
 def _pairs(result: CompletionResult, rows: Any, cols: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
