@@ -26,7 +26,7 @@ from fastrfm.solvers.completion import complete
 from fastrfm.solvers.estimate import Layout, leading_triplets, start_estimate
 from fastrfm.solvers.offsets import fit_offsets
 
-_SPAN = 1e-3  # of singular values that the ridges of a grid go down to, from the largest one's ridge
+_SPAN = 1e-2  # of singular values that the ridges of a grid go down to, from the largest one's ridge
 _PROBES, _ACCURACY = 8, 1e-3  # of the power steps for the largest singular value
 
 
@@ -132,7 +132,7 @@ def make_grid(
     agop_powers : sequence of float
     ridges : sequence of float, optional
         By default `n_ridges` of them for each power, with and without offsets: geometric, from :func:`largest_ridge`
-        to where singular values a thousand times as small survive.
+        to where singular values a hundred times as small survive.
     n_ridges : int
         At least 2.
     offsets : sequence of bool

@@ -1,15 +1,13 @@
 """How sure an estimate is: standard errors of entries, and prediction intervals with a stated coverage.
 
-Flow: ``CompletionResult`` and the observations it was fitted to -> leverages (``kernels.leverages``) of the row's
-regression on the right factor and of the column's on the left one -> standard errors; entries that a fit did not see
--> split-conformal scores -> intervals. Own derivation from the fixed point of the solvers' row step (``new_rows``),
-which reads the same in rows and in columns. Not here: the fit, and the choice of its options.
+Flow: ``CompletionResult`` and the observations it was fitted to -> ``leverages`` of the row's regression on the right
+factor and of the column's on the left one -> standard errors; entries that a fit did not see -> split-conformal scores
+-> intervals. Not here: the fit, and the choice of its options.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,18 +15,13 @@ import numpy as np
 
 from fastrfm._checks import check_range, index_array
 from fastrfm._interrupt import deferred
-from fastrfm.blocks import RowBlock, RowBlocks
+from fastrfm.blocks import RowBlocks
 from fastrfm.errors import InputError
-from fastrfm.kernels.leverages import group_leverages
-from fastrfm.kernels.tasks import balanced_bounds
+from fastrfm.leverages import Regressions, pair_leverages, regressions_of
 from fastrfm.observations import Observations
-from fastrfm.results import CompletionResult, Offsets
-from fastrfm.solvers.new_rows import row_penalty, row_shrinkage
+from fastrfm.results import CompletionResult
 
-_LARGEST_PENALTY = 1e100  # of offsets that do not differ: keeps them fixed without infinities
 _ROUNDING = 1e-9  # of (n + 1) coverage, so that 0.9 of 10 scores is 9 of them
-
-Pairs = tuple[np.ndarray, np.ndarray]
 
 
 # --- standard errors ----------------------------------------------------------------------------------------------
@@ -79,9 +72,9 @@ def standard_errors(
         raise InputError(f"noise must be a finite number of at least 0, got {noise!r}")
     flat_rows, flat_cols, shape = _pairs(result, rows, cols)
     with deferred():
-        sides = _sides(result, observations)
+        sides = regressions_of(result, observations)
         sigma = _noise_level(result, sides) if noise is None else float(noise)
-        roots: np.ndarray = np.sqrt(_leverages(sides, flat_rows, flat_cols))
+        roots: np.ndarray = np.sqrt(pair_leverages(sides, flat_rows, flat_cols))
     # An undetermined entry stays so where there is no noise: 0 times infinity would be NaN.
     np.multiply(roots, sigma, out=roots, where=np.isfinite(roots))
     return roots.reshape(shape)
@@ -108,10 +101,10 @@ def noise_level(result: CompletionResult, observations: RowBlocks) -> float:
     """
     _check_fitted(result, observations)
     with deferred():
-        return _noise_level(result, _sides(result, observations))
+        return _noise_level(result, regressions_of(result, observations))
 
 
-def _noise_level(result: CompletionResult, sides: tuple[_Side, _Side]) -> float:
+def _noise_level(result: CompletionResult, sides: tuple[Regressions, Regressions]) -> float:
     n = result.n_observed
     freedoms = [side.freedom() for side in sides]
     seen = [int(np.count_nonzero(side.observations.row_counts)) for side in sides]
@@ -277,115 +270,8 @@ def _spreads(
 ) -> np.ndarray:
     """Return √(1 + leverage) at pairs, (n,); `is_left_out`: as if those pairs were not observed."""
     with deferred():
-        sides = _sides(result, observations, (rows, cols) if is_left_out else None)
-        return np.asarray(np.sqrt(1.0 + _leverages(sides, rows, cols)))
-
-
-# --- leverages ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class _Side:
-    """The regressions of all rows on the right factor, or those of all columns on the left one.
-
-    Attributes
-    ----------
-    observations : RowBlocks
-        Rows are the groups that are regressed.
-    features : (n_cols, k) float64
-    penalty : (k,) float64
-    left_out : (n,) int64, ascending, or None
-        ``row * n_cols + col`` of entries to be taken as not observed.
-    """
-
-    observations: RowBlocks
-    features: np.ndarray
-    penalty: np.ndarray
-    left_out: np.ndarray | None = None
-
-    def leverages(self, groups: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Return f_jᵀ A⁻¹ f_j for pairs of a group and a position, (n,) float64."""
-        order = np.argsort(groups, kind="stable")
-        found, starts = np.unique(groups[order], return_index=True)
-        ends, wanted, solved = np.append(starts, order.size), positions[order], np.empty(order.size)
-        for block, indptr, indices in self._blocks():
-            first, last = np.searchsorted(found, (block.start, block.stop))
-            if first < last:
-                span = slice(ends[first], ends[last])
-                local = ends[first : last + 1] - ends[first]
-                self._run(indptr, indices, found[first:last] - block.start, local, wanted[span], solved[span])
-        out = np.empty(order.size)
-        out[order] = solved
-        return out
-
-    def freedom(self) -> float:
-        """Return the degrees of freedom that all groups use together."""
-        total, nothing = np.zeros(self.observations.n_rows), np.zeros(0, dtype=np.int64)
-        for block, indptr, indices in self._blocks():
-            no_ends = np.zeros(block.n_rows + 1, dtype=np.int64)
-            total[block.start : block.stop] = self._run(
-                indptr, indices, np.arange(block.n_rows), no_ends, nothing, np.empty(0)
-            )
-        return float(total.sum())
-
-    def _run(
-        self,
-        indptr: np.ndarray,
-        indices: np.ndarray,
-        groups: np.ndarray,
-        ends: np.ndarray,
-        wanted: np.ndarray,
-        out: np.ndarray,
-    ) -> np.ndarray:
-        freedom = np.empty(groups.size)
-        bounds = balanced_bounds(np.diff(indptr)[groups] + np.diff(ends) + self.penalty.size)
-        group_leverages(bounds, groups, indptr, indices, self.features, self.penalty, ends, wanted, out, freedom)
-        return freedom
-
-    def _blocks(self) -> Iterator[tuple[RowBlock, np.ndarray, np.ndarray]]:
-        """Yield row blocks with indptr and indices of the entries that are not left out."""
-        for block in self.observations.row_blocks():
-            indptr, indices = block.by_row.indptr, block.by_row.indices
-            if self.left_out is not None:
-                keys = block.entry_rows() * self.observations.n_cols + indices
-                keep = ~np.isin(keys, self.left_out)
-                indptr = np.concatenate(([0], np.cumsum(keep, dtype=np.int64)))[indptr]
-                indices = indices[keep]
-            yield block, indptr, indices
-
-
-def _sides(result: CompletionResult, observations: RowBlocks, left_out: Pairs | None = None) -> tuple[_Side, _Side]:
-    """Return the regressions of rows and those of columns."""
-    rank, turned = result.rank, observations.transposed()
-    # row_penalty keeps systems regular where there is no ridge; here nothing known has to stay nothing known.
-    has_ridge = rank > 0 and result.options["ridge"] > 0.0
-    penalty = row_penalty(result) if has_ridge else np.zeros(rank)
-    right, left = result.right[:, :rank], result.left[:, :rank] / result.singular_values
-    return (
-        _side(observations, right, penalty, result.offsets, left_out),
-        _side(turned, left, penalty, _swapped(result.offsets), None if left_out is None else left_out[::-1]),
-    )
-
-
-def _side(
-    observations: RowBlocks, vectors: np.ndarray, penalty: np.ndarray, offsets: Offsets | None, left_out: Pairs | None
-) -> _Side:
-    if offsets is not None:
-        shrinkage = min(row_shrinkage(observations, offsets), _LARGEST_PENALTY)
-        vectors = np.column_stack([np.ones(len(vectors)), vectors])
-        penalty = np.append(shrinkage, penalty)
-    keys = None if left_out is None else np.sort(left_out[0] * observations.n_cols + left_out[1])
-    return _Side(observations, np.ascontiguousarray(vectors), penalty, keys)
-
-
-def _swapped(offsets: Offsets | None) -> Offsets | None:
-    return None if offsets is None else Offsets(offsets.mean, offsets.cols, offsets.rows)
-
-
-def _leverages(sides: tuple[_Side, _Side], rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
-    """Return (se / σ)² at pairs, (n,) float64."""
-    by_row, by_col = sides
-    return np.asarray(by_row.leverages(rows, cols) + by_col.leverages(cols, rows))
+        sides = regressions_of(result, observations, (rows, cols) if is_left_out else None)
+        return np.asarray(np.sqrt(1.0 + pair_leverages(sides, rows, cols)))
 
 
 def _pairs(result: CompletionResult, rows: Any, cols: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:

