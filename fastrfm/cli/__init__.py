@@ -29,6 +29,7 @@ COMMANDS = {
     "fill": "Write the whole completed matrix of a result.",
     "top": "Write the columns with the largest estimates of each row.",
     "evaluate": "Measure the error on held-out entries over repeated random splits.",
+    "tune": "Try a grid of options by cross-validation and say which to take.",
 }
 
 
