@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from fastrfm.store import read_result as read_result
     from fastrfm.store import write_observations as write_observations
     from fastrfm.store import write_result as write_result
+    from fastrfm.uncertainty import prediction_intervals as prediction_intervals
+    from fastrfm.uncertainty import standard_errors as standard_errors
 
 __version__ = "0.1.0"
 
@@ -28,7 +30,9 @@ _HOMES = {
     "Offsets": "fastrfm.results",
     "complete": "fastrfm.solvers.completion",
     "open_observations": "fastrfm.store",
+    "prediction_intervals": "fastrfm.uncertainty",
     "read_result": "fastrfm.store",
+    "standard_errors": "fastrfm.uncertainty",
     "write_observations": "fastrfm.store",
     "write_result": "fastrfm.store",
 }
@@ -40,7 +44,9 @@ __all__ = [
     "Offsets",
     "complete",
     "open_observations",
+    "prediction_intervals",
     "read_result",
+    "standard_errors",
     "write_observations",
     "write_result",
 ]

@@ -18,6 +18,7 @@ from fastrfm.kernels.tasks import balanced_bounds
 
 # A block's pass takes well under a second on one core, so Ctrl-C and progress are prompt; larger gains nothing.
 BLOCK_ENTRIES = 4_000_000
+_DRAW = 1 << 20  # entries that one stream of random numbers decides about
 
 
 def index_dtype_for(shape: tuple[int, int]) -> np.dtype:
@@ -28,6 +29,18 @@ def index_dtype_for(shape: tuple[int, int]) -> np.dtype:
 def value_dtype_for(dtype: np.dtype) -> np.dtype:
     """Return what values of that dtype are held as: float32 stays, all else becomes float64."""
     return np.dtype(np.float32 if dtype == np.float32 else np.float64)
+
+
+def drawn(first: int, last: int, share: float, seed: int) -> np.ndarray:
+    """Return which of entries first:last a draw holds out, bool: each with probability `share`, by itself.
+
+    In row order every entry has its own draw, whatever span it is asked for in, so that no list of all is needed.
+    """
+    draws = []
+    for group in range(first // _DRAW, (last + _DRAW - 1) // _DRAW):
+        draw = np.random.default_rng([seed, group]).random(_DRAW)
+        draws.append(draw[max(first - group * _DRAW, 0) : last - group * _DRAW])
+    return np.concatenate(draws) < share if draws else np.zeros(0, dtype=bool)
 
 
 def runs(ends: np.ndarray, n_entries: int, align: int = 1) -> Iterator[tuple[int, int]]:
@@ -178,6 +191,10 @@ class RowBlocks(ABC):
     @abstractmethod
     def cols_of(self, row: int) -> np.ndarray:
         """Return the columns observed in a row, ascending."""
+
+    @abstractmethod
+    def split(self, share: float, *, random_state: int = 0) -> tuple[RowBlocks, RowBlocks]:
+        """Divide the entries at random: (kept, held out), the second in memory."""
 
     @abstractmethod
     def transposed(self) -> RowBlocks:

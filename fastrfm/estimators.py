@@ -15,7 +15,7 @@ import numpy as np
 from fastrfm._numba import check_thread_count, thread_limit
 from fastrfm.errors import InputError, NotFittedError
 from fastrfm.observations import Observations
-from fastrfm.options import CompletionOptions
+from fastrfm.options import AUTO, AUTOMATIC, CompletionOptions
 from fastrfm.results import CompletionResult
 from fastrfm.solvers.completion import complete
 from fastrfm.solvers.new_rows import complete_rows, fitted_columns
@@ -30,8 +30,10 @@ class MatrixCompletion:
 
     Parameters
     ----------
-    rank, method, agop_power, ridge, offsets, tol, max_iter, smoothing, random_state, n_threads, device
-        See :class:`fastrfm.options.CompletionOptions`. They are checked by :meth:`fit`.
+    rank, method, agop_power, ridge, offsets, implicit, side_weight, bounds, one_standard_error, tol, max_iter, \
+    smoothing, random_state, n_threads, device
+        See :class:`fastrfm.options.CompletionOptions`. They are checked by :meth:`fit`. With ``ridge="auto"``, the
+        default here, everything that is "auto" is chosen on entries held out.
 
     Attributes
     ----------
@@ -71,9 +73,13 @@ class MatrixCompletion:
         rank: int | None = CompletionOptions.rank,
         *,
         method: str = CompletionOptions.method,
-        agop_power: float = CompletionOptions.agop_power,
-        ridge: float = CompletionOptions.ridge,
-        offsets: bool = CompletionOptions.offsets,
+        agop_power: float | str = AUTO,
+        ridge: float | str = AUTO,
+        offsets: bool | str = AUTO,
+        implicit: int | str = AUTO,
+        side_weight: float = CompletionOptions.side_weight,
+        bounds: tuple[float, float] | str | None = AUTO,
+        one_standard_error: bool = CompletionOptions.one_standard_error,
         tol: float | None = CompletionOptions.tol,
         max_iter: int = CompletionOptions.max_iter,
         smoothing: str | float = CompletionOptions.smoothing,
@@ -86,6 +92,10 @@ class MatrixCompletion:
         self.agop_power = agop_power
         self.ridge = ridge
         self.offsets = offsets
+        self.implicit = implicit
+        self.side_weight = side_weight
+        self.bounds = bounds
+        self.one_standard_error = one_standard_error
         self.tol = tol
         self.max_iter = max_iter
         self.smoothing = smoothing
@@ -339,7 +349,7 @@ class MatrixCompletion:
 
 
 def _is_default(name: str, value: Any) -> bool:
-    default = getattr(CompletionOptions, name)
+    default = AUTOMATIC.get(name, getattr(CompletionOptions, name))
     return value is default or (type(value) is type(default) and value == default)
 
 

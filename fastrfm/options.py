@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import math
 import operator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from fastrfm.errors import InputError
 
+AUTO = "auto"
+# What the command and the estimator begin with: everything is chosen.
+AUTOMATIC: dict[str, Any] = dict.fromkeys(("agop_power", "ridge", "offsets", "implicit", "bounds"), AUTO)
 METHODS = ("auto", "dense", "factored", "two-sided")
 DENSE_DTYPES = ("float32", "float64")  # of the whole completed matrix in a file
 SMOOTHING_RULES = ("auto", "iterate_change", "sigma_next", "geometric")
@@ -38,12 +41,25 @@ class CompletionOptions:
         the smaller side is short and no rank is given and for powers below 1/4, else "factored".
     rank : int or None
         Largest rank of the answer: its leading directions are kept. None lets the data decide.
-    agop_power : float
+    agop_power : float or "auto"
         alpha > 0: features are reweighted by AGOP**alpha; the penalty is Schatten-p with p = 2 - 4 alpha.
-    ridge : float
-        lambda >= 0, the weight of the penalty against half the squared misfit; 0 interpolates the data.
-    offsets : bool
+    ridge : float or "auto"
+        lambda >= 0, the weight of the penalty against half the squared misfit; 0 interpolates the data. "auto" has
+        `agop_power`, `offsets`, `implicit` and `bounds` chosen with it, those that are "auto" too, on entries held out
+        (see ``solvers.selection``); data that are exactly of low rank are recognised and interpolated. It needs
+        method "auto" or "factored", smoothing "auto" and an agop_power of at least 1/4. Where nothing is chosen,
+        "auto" stands for the defaults of :func:`fastrfm.complete`.
+    offsets : bool or "auto"
         Fit mean + row + column offsets first and complete what is left.
+    implicit : int or "auto"
+        Directions of the pattern of observed entries that serve as side information; 0 for none. Ratings gain by it.
+    side_weight : float
+        How much side information counts beside the entries, 1 for as much as an entry of average size.
+    bounds : (float, float), "auto" or None
+        Predictions are cut to lie between them, in the data's unit. "auto" takes the range of the values where values
+        pile up at both ends, as on a rating scale.
+    one_standard_error : bool
+        Choose the fit of least rank whose held-out error is within one standard error of the best.
     tol : float or None
         Stop when the estimated relative distance to the limit falls below it; None means 1e-8 without ridge
         and 1e-2 with one. With a ridge the limit is that of the penalty smoothed by sqrt(tol) of the ridge's own
@@ -62,9 +78,13 @@ class CompletionOptions:
 
     method: str = "auto"
     rank: int | None = None
-    agop_power: float = 0.5
-    ridge: float = 0.0
-    offsets: bool = False
+    agop_power: Any = 0.5  # numbers (and a bool) once nothing is "auto" any more: that is what solvers see
+    ridge: Any = 0.0
+    offsets: Any = False
+    implicit: Any = 0
+    side_weight: float = 1.0
+    bounds: tuple[float, float] | str | None = None
+    one_standard_error: bool = False
     tol: float | None = None
     max_iter: int = 10_000
     smoothing: str | float = "auto"
@@ -78,29 +98,53 @@ class CompletionOptions:
             _one_of("smoothing", self.smoothing, SMOOTHING_RULES)
         else:
             _number("smoothing", self.smoothing, 0.0, above=True)
-        if not isinstance(self.offsets, bool):
-            raise InputError(f"offsets must be True or False, got {self.offsets!r}")
+        if not isinstance(self.offsets, bool) and self.offsets != AUTO:
+            raise InputError(f'offsets must be True, False or "auto", got {self.offsets!r}')
+        if not isinstance(self.one_standard_error, bool):
+            raise InputError(f"one_standard_error must be True or False, got {self.one_standard_error!r}")
+        if self.implicit != AUTO:
+            _whole("implicit", self.implicit, 0)
+        _number("side_weight", self.side_weight, 0.0, above=True)
+        _check_bounds(self.bounds)
         _one_of("device", self.device, DEVICES)
         if self.rank is not None:
             _whole("rank", self.rank, 1)
         _whole("max_iter", self.max_iter, 1)
         _whole("random_state", self.random_state, 0, LARGEST_SEED)
-        _number("agop_power", self.agop_power, 0.0, above=True)
-        if self.method == "factored" and self.agop_power < FACTORED_POWER:
-            raise InputError(
-                f'method="factored" needs an agop_power of at least {FACTORED_POWER:g}, got {self.agop_power!r}: '
-                'use method="dense" for smaller powers'
-            )
-        if self.method == "two-sided" and self.agop_power > TWO_SIDED_POWER:
-            raise InputError(
-                f'method="two-sided" needs an agop_power of at most {TWO_SIDED_POWER:g}, got {self.agop_power!r}: '
-                'use method="dense" or "factored" for larger powers'
-            )
-        _number("ridge", self.ridge, 0.0)
+        if self.agop_power != AUTO:
+            _number("agop_power", self.agop_power, 0.0, above=True)
+            self._check_power(float(self.agop_power))
+        if self.ridge != AUTO:
+            _number("ridge", self.ridge, 0.0)
         if self.tol is not None:
             _number("tol", self.tol, 0.0)
         if self.smoothing == "sigma_next" and self.rank is None:
             raise InputError('smoothing="sigma_next" needs a rank: give one, or use smoothing="iterate_change"')
+
+    def _check_power(self, agop_power: float) -> None:
+        if self.method == "factored" and agop_power < FACTORED_POWER:
+            raise InputError(
+                f'method="factored" needs an agop_power of at least {FACTORED_POWER:g}, got {self.agop_power!r}: '
+                'use method="dense" for smaller powers'
+            )
+        if self.method == "two-sided" and agop_power > TWO_SIDED_POWER:
+            raise InputError(
+                f'method="two-sided" needs an agop_power of at most {TWO_SIDED_POWER:g}, got {self.agop_power!r}: '
+                'use method="dense" or "factored" for larger powers'
+            )
+
+    @property
+    def is_automatic(self) -> bool:
+        """Whether something is to be chosen on entries held out."""
+        has_way = self.method in ("auto", "factored") and self.smoothing == "auto"
+        is_near = self.agop_power == AUTO or float(self.agop_power) >= FACTORED_POWER
+        return self.ridge == AUTO and has_way and is_near
+
+    def settled(self) -> CompletionOptions:
+        """Return the options with the defaults in place of "auto", but for `method`, `smoothing` and `bounds`."""
+        names = ("agop_power", "ridge", "offsets", "implicit")
+        plain = {name: getattr(type(self), name) for name in names if getattr(self, name) == AUTO}
+        return replace(self, **plain)
 
     @property
     def effective_tol(self) -> float:
@@ -118,9 +162,21 @@ class CompletionOptions:
             )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all options by name, with `tol` as it is used."""
-        values = {option.name: getattr(self, option.name) for option in fields(self)}
+        """Return all options by name, with `tol` as it is used; `bounds` are kept with a result by themselves."""
+        values = {option.name: getattr(self, option.name) for option in fields(self) if option.name != "bounds"}
         return {**values, "tol": self.effective_tol}
+
+
+def _check_bounds(bounds: Any) -> None:
+    if bounds is None or (isinstance(bounds, str) and bounds == AUTO):
+        return
+    try:
+        low, high = map(float, bounds)
+        is_good = math.isfinite(low) and math.isfinite(high) and low < high
+    except (TypeError, ValueError):
+        is_good = False
+    if not is_good:
+        raise InputError(f'bounds must be two finite numbers, the lower first, or "auto", or None, got {bounds!r}')
 
 
 def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:

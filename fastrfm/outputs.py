@@ -27,6 +27,7 @@ from fastrfm.ranking import BYTES_PER_ENTRY
 from fastrfm.results import CompletionResult
 
 Progress = Callable[[int], None]
+Intervals = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 # Rows and columns: half a MiB of float64, which HDF5's cache of chunks always holds; narrow ones have more rows.
 _CHUNK = (64, 1024)
@@ -300,6 +301,7 @@ def write_predictions(
     n_pairs: int,
     blocks: Iterable[tuple[int, np.ndarray, np.ndarray]],
     *,
+    intervals: Intervals | None = None,
     force: bool = False,
 ) -> None:
     """Write pairs of positions and the estimates there to an HDF5 file: /rows, /cols and /predictions.
@@ -311,6 +313,8 @@ def write_predictions(
     n_pairs : int
     blocks : iterable of (start, rows, cols)
         Consecutive parts of the pairs; positions, int64.
+    intervals : callable, optional
+        Takes rows and columns and returns the lower and the upper ends of intervals there: /low and /high.
     force : bool
         Whether an existing file may be replaced.
 
@@ -321,13 +325,17 @@ def write_predictions(
     InputError
         As :meth:`fastrfm.CompletionResult.predict`.
     """
-    with writing_large_hdf5(path, force, 24 * n_pairs) as file, deferred():
+    ends = () if intervals is None else ("low", "high")
+    with writing_large_hdf5(path, force, 8 * (3 + len(ends)) * n_pairs) as file, deferred():
         mark(file)
         rows, cols = (file.create_dataset(name, shape=(n_pairs,), dtype=np.int64) for name in ("rows", "cols"))
-        predictions = file.create_dataset("predictions", shape=(n_pairs,), dtype=np.float64)
+        numbers = [file.create_dataset(name, shape=(n_pairs,), dtype=np.float64) for name in ("predictions", *ends)]
         for start, i, j in blocks:
             span = slice(start, start + i.size)
-            rows[span], cols[span], predictions[span] = i, j, result.predict(i, j)
+            rows[span], cols[span] = i, j
+            found = (result.predict(i, j), *(() if intervals is None else intervals(i, j)))
+            for dataset, values in zip(numbers, found, strict=True):
+                dataset[span] = values
 
 
 def _room(result: CompletionResult, memory: int | None) -> int:

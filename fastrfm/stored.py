@@ -19,13 +19,12 @@ import numpy as np
 from fastrfm import blocks
 from fastrfm._interrupt import check
 from fastrfm._places import read_at, write_at
-from fastrfm.blocks import Compressed, RowBlock, RowBlocks, TileBlock, index_dtype_for, runs
+from fastrfm.blocks import Compressed, RowBlock, RowBlocks, TileBlock, drawn, index_dtype_for, runs
 from fastrfm.errors import FileFormatError, InputError, WriteError
 from fastrfm.observations import Observations
 
 # A block is there once as read, once by column, and in passing as rows, shifted values and a kernel's own copies.
 _COPIES = 5
-_DRAW = 1 << 20  # entries that one stream of random numbers decides about
 
 Offsets = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -190,11 +189,7 @@ class _Part:
 
     def mask(self, first: int, last: int) -> np.ndarray:
         """Return which of entries first:last belong to this part."""
-        draws = []
-        for group in range(first // _DRAW, (last + _DRAW - 1) // _DRAW):
-            draw = np.random.default_rng([self.seed, group]).random(_DRAW)
-            draws.append(draw[max(first - group * _DRAW, 0) : last - group * _DRAW])
-        held = np.concatenate(draws) < self.share if draws else np.zeros(0, dtype=bool)
+        held = drawn(first, last, self.share, self.seed)
         return held if self.is_held else ~held
 
     def entries(self, indptr: np.ndarray, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:

@@ -21,6 +21,7 @@ def stop_in_words(result: CompletionResult) -> str:
         "max_iter": f"not converged: {max_iter} iterations (max-iter) came before tol = {tol:g}",
         "stalled": "not converged: no matrix of the rank looked for was found through the observations",
         "callback": "stopped on request",
+        "schedule": "after the iterations that served best on the entries held out",
     }
     return reasons.get(result.stop_reason, result.stop_reason)
 

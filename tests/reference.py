@@ -220,6 +220,39 @@ def _shrinkage(side: np.ndarray, members: list[list[int]], noise: float, before:
     return noise / variance if variance > 0.0 else 0.0
 
 
+# --- uncertainty --------------------------------------------------------------------------------------------------
+
+
+def leverages_and_freedom(mask: np.ndarray, features: np.ndarray, penalty: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return f_jᵀ (F_JᵀF_J + diag(penalty))⁻¹ f_j for every row and position, and tr(A⁻¹ F_JᵀF_J) per row.
+
+    Where a row's system is singular: infinities, and as many degrees of freedom as the row has entries.
+    """
+    leverages, freedom = np.full(mask.shape, np.inf), mask.sum(axis=1).astype(np.float64)
+    for i in range(len(mask)):
+        gram = features[mask[i]].T @ features[mask[i]]
+        system = gram + np.diag(penalty)
+        if np.linalg.matrix_rank(system) == len(penalty):
+            inverse = np.linalg.inv(system)
+            leverages[i] = np.einsum("ja,ab,jb->j", features, inverse, features)
+            freedom[i] = np.trace(inverse @ gram)
+    return leverages, freedom
+
+
+def standard_errors(
+    mask: np.ndarray, residual: np.ndarray, vectors: tuple[np.ndarray, np.ndarray], penalties: tuple[np.ndarray, ...]
+) -> tuple[np.ndarray, float]:
+    """Return the standard errors of all entries and the noise, from left and right vectors and the penalties on them.
+
+    `residual` is zero where nothing is observed; penalties are those of rows (on right vectors) and of columns.
+    """
+    of_rows, row_freedom = leverages_and_freedom(mask, vectors[1], penalties[0])
+    of_cols, col_freedom = leverages_and_freedom(mask.T, vectors[0], penalties[1])
+    twice = row_freedom[mask.any(axis=1)].mean() * col_freedom[mask.any(axis=0)].mean()
+    noise = np.sqrt(np.sum(residual**2) / (mask.sum() - row_freedom.sum() - col_freedom.sum() + twice))
+    return noise * np.sqrt(of_rows + of_cols.T), float(noise)
+
+
 # --- kernels ------------------------------------------------------------------------------------------------------
 
 

@@ -168,10 +168,10 @@ def test_a_stalled_try_with_a_rank_is_followed_by_factored(monkeypatch):
         monitor.stop_reason = "stalled"
         return left, right, monitor
 
-    monkeypatch.setattr("fastrfm.solvers.completion.solve_two_sided", stalled)
+    monkeypatch.setattr("fastrfm.solvers.runs.solve_two_sided", stalled)
     found = quietly(exact().observations, 3, max_iter=5)
     assert (found.options["method"], found.n_iter) == ("two-sided", 5)  # nothing is left for a second run
-    monkeypatch.setattr("fastrfm.solvers.completion.options_of_try", lambda options: replace(options, max_iter=2))
+    monkeypatch.setattr("fastrfm.solvers.runs.options_of_try", lambda options: replace(options, max_iter=2))
     found = quietly(exact().observations, 3, max_iter=5)
     one_sided = quietly(exact().observations, 3, method="factored", max_iter=3)
     assert (found.options["method"], found.n_iter) == ("factored", 5)

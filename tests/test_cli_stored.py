@@ -26,11 +26,29 @@ def data(tmp_path: Path) -> Path:
 
 def test_complete_from_the_file_gives_the_same_bits(data):
     for name, more in (("kept.h5", ()), ("streamed.h5", ("--memory", LITTLE))):
-        outcome = run("complete", data, "-o", data.parent / name, "--offsets", "--max-iter", 30, *more)
+        plain = ("--offsets", "--max-iter", 30, "--ridge", 0)
+        outcome = run("complete", data, "-o", data.parent / name, *plain, *more)
         assert outcome.exit_code in (0, 3), outcome.output
     kept, streamed = (read_result(data.parent / name) for name in ("kept.h5", "streamed.h5"))
     np.testing.assert_array_equal(streamed.left, kept.left)
     np.testing.assert_array_equal(streamed.offsets.rows, kept.offsets.rows)
+
+
+def test_choosing_from_the_file_gives_the_same_bits(tmp_path):
+    problem = low_rank_problem(90, 40, 2, oversampling=6.0, seed=1)
+    noise = np.random.RandomState(2).standard_normal(problem.observations.n_observed)
+    noisy = problem.observations.with_values(problem.observations.values + 0.1 * noise)
+    data = tmp_path / "data.h5"
+    write_observations(data, noisy)
+    for name, more in (("kept.h5", ()), ("streamed.h5", ("--memory", LITTLE))):
+        outcome = run("complete", data, "-o", data.parent / name, "--implicit", 0, *more)
+        assert outcome.exit_code == 0, outcome.output
+    assert isinstance(open_observations(data, memory=int(LITTLE)), StoredObservations)
+    kept, streamed = (read_result(data.parent / name) for name in ("kept.h5", "streamed.h5"))
+    np.testing.assert_array_equal(streamed.left, kept.left)
+    for name in ("ridge", "rmse", "rank"):
+        np.testing.assert_array_equal(streamed.selection.fits[name], kept.selection.fits[name])
+    np.testing.assert_array_equal(streamed.selection.predicted, kept.selection.predicted)
 
 
 def test_holding_out_and_evaluating_from_the_file(data):
@@ -71,6 +89,7 @@ def test_other_options_are_refused_by_name(data, monkeypatch):
     state, result = data.parent / "state.h5", data.parent / "result.h5"
     monkeypatch.setattr("fastrfm.store.write_result", lambda *_, **__: (_ for _ in ()).throw(MemoryError("stop")))
     options = ("--method", "factored", "--rank", 2, "--max-iter", 5, "--checkpoint", state, "--every", 2)
+    options += ("--ridge", 0)
     assert run("complete", data, "-o", result, *options).exit_code == 1
     monkeypatch.undo()
     assert state.exists()

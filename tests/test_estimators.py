@@ -24,7 +24,7 @@ from sklearn.utils.validation import check_is_fitted
 from fastrfm.errors import FastrfmError, InputError, NotConvergedWarning, NotFittedError
 from fastrfm.estimators import MatrixCompletion
 from fastrfm.observations import Observations
-from fastrfm.options import CompletionOptions
+from fastrfm.options import AUTOMATIC, CompletionOptions
 
 NAN = np.nan
 RANK = 3
@@ -67,7 +67,7 @@ def offset():
 def naive_rows(model, table):
     """Return the new rows' estimate by explicit ridge regressions, for tables without empty rows or columns."""
     right = model.right_[:, : model.rank_]
-    weights = model.singular_values_ ** (4 * model.agop_power)
+    weights = model.singular_values_ ** (4 * model.result_.options["agop_power"])
     out = np.empty(table.shape)
     for i, row in enumerate(table):
         seen = ~np.isnan(row)
@@ -434,10 +434,9 @@ def test_parameters_are_the_options():
     names = [option.name for option in fields(CompletionOptions)]
     parameters = dict(inspect.signature(MatrixCompletion).parameters)
     assert sorted(parameters) == sorted(names) and next(iter(parameters)) == "rank"
-    defaults = CompletionOptions()
-    for name in names:
-        assert parameters[name].default == getattr(defaults, name)
-    assert MatrixCompletion().get_params() == {name: getattr(defaults, name) for name in names}
+    defaults = {**vars(CompletionOptions()), **AUTOMATIC}
+    assert {name: parameters[name].default for name in names} == defaults
+    assert MatrixCompletion().get_params() == defaults
 
 
 def test_clone_set_params_and_repr():

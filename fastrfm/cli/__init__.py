@@ -31,6 +31,7 @@ COMMANDS = {
     "evaluate": "Measure the error on held-out entries over repeated random splits.",
     "plot": "Draw how a result came about and what it holds.",
     "report": "Write one html page about a result, with plots.",
+    "tune": "Try a grid of options by cross-validation and say which to take.",
 }
 
 

@@ -15,7 +15,7 @@ import click
 
 from fastrfm.cli import ITERATION_KEY
 from fastrfm.errors import InputError, NotConvergedWarning
-from fastrfm.options import DEVICES, EXACT_TOL, METHODS, NOISY_TOL, SMOOTHING_RULES, CompletionOptions
+from fastrfm.options import AUTO, DEVICES, EXACT_TOL, METHODS, NOISY_TOL, SMOOTHING_RULES, CompletionOptions
 from fastrfm.words import count as count  # part of this module's face
 from fastrfm.words import shape_in_words as shape_in_words
 from fastrfm.words import share_in_words as share_in_words
@@ -48,6 +48,38 @@ class RuleOrNumber(click.ParamType[str | float]):
             return str(value)
 
 
+class NumberOrAuto(click.ParamType[str | float]):
+    """``auto`` or a number."""
+
+    name = "number or auto"
+
+    def __init__(self, number: type = float) -> None:
+        self.number = number
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | float:
+        if value == AUTO:
+            return AUTO
+        try:
+            return self.number(value)  # type: ignore[no-any-return]
+        except ValueError:
+            self.fail(f"{value!r} is neither auto nor a number", param, ctx)
+
+
+class Bounds(click.ParamType[Any]):
+    """``auto``, ``none`` or two numbers with a comma between them."""
+
+    name = "bounds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value in (AUTO, "none"):
+            return AUTO if value == AUTO else None
+        try:
+            low, high = (float(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is neither auto, none nor two numbers such as 1,5", param, ctx)
+        return low, high
+
+
 class MemorySize(click.ParamType[int]):
     """A size such as 512M or 2G, in bytes."""
 
@@ -73,23 +105,55 @@ _SOLVER_OPTIONS = (
     click.option("--rank", type=int, default=_DEFAULT.rank, help="Largest rank. [default: the data decide]"),
     click.option(
         "--agop-power",
-        type=float,
-        default=_DEFAULT.agop_power,
+        type=NumberOrAuto(),
+        default=AUTO,
         show_default=True,
+        metavar="NUMBER|auto",
         help="Power of the AGOP: the larger, the lower the rank. The penalty is Schatten-p, p = 2 - 4 power.",
     ),
     click.option(
         "--ridge",
-        type=float,
-        default=_DEFAULT.ridge,
+        type=NumberOrAuto(),
+        default=AUTO,
         show_default=True,
-        help="Weight of the penalty; 0 reproduces the observed values, noisy data want more.",
+        metavar="NUMBER|auto",
+        help="Weight of the penalty; 0 reproduces the observed values, noisy data want more. With auto, it and all "
+        "other options that are auto are chosen on entries held out; with a number the others are plain "
+        f"(agop-power {_DEFAULT.agop_power}, no offsets, implicit 0).",
     ),
     click.option(
         "--offsets/--no-offsets",
-        default=_DEFAULT.offsets,
+        default=None,
+        help="Fit mean, row and column offsets first and complete what is left. [default: auto]",
+    ),
+    click.option(
+        "--implicit",
+        type=NumberOrAuto(int),
+        default=AUTO,
         show_default=True,
-        help="Fit mean, row and column offsets first and complete what is left.",
+        metavar="NUMBER|auto",
+        help="Directions of the pattern of observed entries to use as side information.",
+    ),
+    click.option(
+        "--side-weight",
+        type=float,
+        default=_DEFAULT.side_weight,
+        show_default=True,
+        help="How much side information counts.",
+    ),
+    click.option(
+        "--bounds",
+        type=Bounds(),
+        default=AUTO,
+        show_default=True,
+        metavar="LOW,HIGH|auto|none",
+        help="Cut predictions to lie between these; auto does so where the values lie on a scale.",
+    ),
+    click.option(
+        "--one-standard-error",
+        is_flag=True,
+        default=_DEFAULT.one_standard_error,
+        help="Choose the fit of least rank that is as good as the best, within one standard error.",
     ),
     click.option(
         "--tol",
@@ -118,6 +182,7 @@ def solver_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def with_options(**arguments: Any) -> Any:
         values = {name: arguments.pop(name) for name in asdict(_DEFAULT)}
+        values["offsets"] = AUTO if values["offsets"] is None else values["offsets"]
         try:
             options = CompletionOptions(**values)
         except InputError as error:
@@ -214,9 +279,26 @@ def options_in_words(result: CompletionResult) -> str:
     if used["rank"] is not None:
         parts.append(f"rank at most {used['rank']}")
     parts += ["with offsets"] if used["offsets"] else []
+    parts += [f"implicit {used['implicit']}"] if used.get("implicit") else []
     if used["smoothing"] != _DEFAULT.smoothing:
         parts.append(f"smoothing {used['smoothing']}")
     return ", ".join(parts)
+
+
+def selection_in_words(result: CompletionResult) -> list[tuple[str, Any]]:
+    """Return report lines about how the options were chosen, if they were: the path, the chosen fit marked."""
+    selection = result.selection
+    if selection is None:
+        return []
+    fits = selection.fits
+    columns = ("agop_power", "ridge", "offsets", "implicit", "rank", "rmse")
+    titles = ("agop-power", "ridge", "offsets", "implicit", "rank", "RMSE held out")
+    lines = ["  ".join(f"{title:>10}" for title in titles)]
+    for fit, row in enumerate(zip(*(fits[name].tolist() for name in columns), strict=True)):
+        numbers = "  ".join(f"{('no', 'yes')[v] if isinstance(v, bool) else f'{v:.4g}':>10}" for v in row)
+        lines.append(numbers + ("   <- chosen" if fit == selection.chosen else ""))
+    head = f"by {count(len(lines) - 1, 'fit')}, each judged on {selection.rows.size} entries held out"
+    return [("options chosen", head), *(("", line) for line in lines)]
 
 
 def echo_report(lines: Iterable[tuple[str, Any]]) -> None:
@@ -224,4 +306,4 @@ def echo_report(lines: Iterable[tuple[str, Any]]) -> None:
     lines = list(lines)
     width = max(len(label) for label, _ in lines) + 1
     for label, value in lines:
-        click.echo(f"{label + ':':<{width}} {value}")
+        click.echo(f"{label + ':' if label else '':<{width}} {value}")

@@ -1,7 +1,7 @@
 """``complete``: observations and options in, ``CompletionResult`` out. The one entry to every completion method.
 
-Checks the options, fits offsets, picks the method and the side to work on, runs the solver under the thread limit,
-and brings its answer into canonical form. The iterations themselves live in ``dense``, ``factored`` and ``two_sided``.
+Checks the options, has them run (``runs``) or chosen and run (``automatic``) under the thread limit, and brings the
+answer into canonical form. The iterations themselves live in ``dense``, ``factored``, ``two_sided`` and ``descent``.
 """
 
 from __future__ import annotations
@@ -19,25 +19,14 @@ from fastrfm.blocks import RowBlocks
 from fastrfm.errors import InputError, NotConvergedWarning
 from fastrfm.factors import canonical_factors
 from fastrfm.kernels.residual import masked_residual
-from fastrfm.options import CompletionOptions
-from fastrfm.results import CompletionResult, Offsets
+from fastrfm.observations import Observations
+from fastrfm.options import AUTO, TWO_SIDED_POWER, CompletionOptions
+from fastrfm.results import CompletionResult
+from fastrfm.solvers.automatic import run_automatically
 from fastrfm.solvers.checkpoint import Checkpoint, digest, digest_of_result
-from fastrfm.solvers.choice import (
-    PATIENCE,
-    choose_method,
-    counting_on,
-    is_answer,
-    joined,
-    one_sided,
-    options_of_rest,
-    options_of_try,
-)
-from fastrfm.solvers.continuation import Patience
-from fastrfm.solvers.dense import solve_dense
-from fastrfm.solvers.factored import solve_factored
-from fastrfm.solvers.monitor import Iteration, Monitor
-from fastrfm.solvers.offsets import fit_offsets
-from fastrfm.solvers.two_sided import solve_two_sided
+from fastrfm.solvers.monitor import Iteration
+from fastrfm.solvers.runs import Outcome, run
+from fastrfm.solvers.side_information import SideInformation
 
 _LARGEST_DECADES = 100.0
 
@@ -47,9 +36,13 @@ def complete(
     rank: int | None = None,
     *,
     method: str = CompletionOptions.method,
-    agop_power: float = CompletionOptions.agop_power,
-    ridge: float = CompletionOptions.ridge,
-    offsets: bool = CompletionOptions.offsets,
+    agop_power: float | str = CompletionOptions.agop_power,
+    ridge: float | str = CompletionOptions.ridge,
+    offsets: bool | str = CompletionOptions.offsets,
+    implicit: int | str = CompletionOptions.implicit,
+    side_weight: float = CompletionOptions.side_weight,
+    bounds: tuple[float, float] | str | None = CompletionOptions.bounds,
+    one_standard_error: bool = CompletionOptions.one_standard_error,
     tol: float | None = CompletionOptions.tol,
     max_iter: int = CompletionOptions.max_iter,
     smoothing: str | float = CompletionOptions.smoothing,
@@ -57,6 +50,9 @@ def complete(
     callback: Callable[[Iteration], Any] | None = None,
     n_threads: int | None = CompletionOptions.n_threads,
     device: str = CompletionOptions.device,
+    row_features: Any = None,
+    col_features: Any = None,
+    validation: Observations | None = None,
     start: CompletionResult | None = None,
     checkpoint: PathLike | None = None,
     every: int = 10,
@@ -68,10 +64,17 @@ def complete(
     ----------
     observations : Observations or StoredObservations
         The known entries.
-    rank, method, agop_power, ridge, offsets, tol, max_iter, smoothing, random_state, n_threads, device
+    rank, method, agop_power, ridge, offsets, implicit, side_weight, bounds, one_standard_error, tol, max_iter, \
+    smoothing, random_state, n_threads, device
         See :class:`fastrfm.options.CompletionOptions`.
     callback : callable, optional
         Called with an :class:`~fastrfm.solvers.monitor.Iteration` after each iteration; returning True stops.
+    row_features, col_features : (n_rows, n) and (n_cols, n) array_like of numbers, optional
+        What is known about rows and columns, NaN where it is not: side information (``solvers.side_information``). They
+        are standardised and weighted by `side_weight`; the observations must be in memory.
+    validation : Observations, optional
+        Entries on which "auto" options are chosen: of the same shape, none of them in `observations`, such as the
+        latest ones. All of both are fitted in the end. By default a tenth of the entries, drawn at random.
     start : CompletionResult, optional
         A completion of the same shape to go on from, for ``method="two-sided"`` (which "auto" then takes): of the same
         matrix with fewer entries or another ridge. Its low-rank part is used, its offsets are not. Without a ridge it
@@ -92,7 +95,8 @@ def complete(
     ------
     InputError
         If an option is out of its range, `rank` exceeds the matrix, `start` has another shape or goes with a method
-        that cannot use it, or `checkpoint` is there without `resume`, or of another run.
+        that cannot use it, or `checkpoint` is there without `resume`, or of another run; if side information has the
+        wrong shape or the observations are not in memory; if `validation` goes with options that are all given.
     FileFormatError
         If `checkpoint` is there and is none.
 
@@ -130,6 +134,10 @@ def complete(
         agop_power=agop_power,
         ridge=ridge,
         offsets=offsets,
+        implicit=implicit,
+        side_weight=side_weight,
+        bounds=bounds,
+        one_standard_error=one_standard_error,
         tol=tol,
         max_iter=max_iter,
         smoothing=smoothing,
@@ -138,60 +146,28 @@ def complete(
         device=device,
     )
     options.check_shape(observations.shape)
-    _check_size(observations, options.agop_power)
+    side = SideInformation.of(observations.shape, row_features, col_features)
+    is_automatic = options.is_automatic and start is None
+    if not is_automatic:
+        options = options.settled()
+        if validation is not None:
+            raise InputError('validation goes with a ridge that is "auto": give one of the two')
+    _check_size(observations, TWO_SIDED_POWER if options.agop_power == AUTO else float(options.agop_power))
     threads = check_thread_count(n_threads)
     with deferred(), thread_limit(threads):
-        fitted = fit_offsets(observations) if options.offsets else None
-        centred = observations if fitted is None else observations.shifted(fitted.at)
-        chosen = choose_method(centred, options, is_warm=start is not None)
-        factors = None if start is None else _start_factors(start, observations.shape, chosen)
         keeper = None
         if checkpoint is not None:
             about = {**options.as_dict(), "start": digest_of_result(start), "observations": digest(observations)}
+            about["side"] = side.digest() if side else ""
             keeper = Checkpoint.open(checkpoint, every, about, resume=resume)
-        chosen, left, right, monitor, history = _run(centred, chosen, options, callback, factors, keeper)
-        trouble = _trouble(monitor, options)
+        if is_automatic:
+            outcome = run_automatically(observations, options, side, validation, callback, keeper)
+        else:
+            outcome = run(observations, options, side, callback, start, keeper)
+        trouble = _trouble(outcome)
         if trouble:
             warnings.warn(trouble, NotConvergedWarning, stacklevel=2)
-        used = {**options.as_dict(), "method": chosen}
-        return _result(observations, centred, fitted, left, right, monitor.stop_reason, history, used)
-
-
-def _run(
-    observations: RowBlocks,
-    chosen: str,
-    options: CompletionOptions,
-    callback: Callable[[Iteration], Any] | None,
-    factors: tuple[np.ndarray, np.ndarray] | None,
-    keeper: Checkpoint | None,
-) -> tuple[str, np.ndarray, np.ndarray, Monitor, dict[str, np.ndarray]]:
-    """Run the method chosen and, where "auto" does not keep its answer, a one-sided one after it.
-
-    On the longer side's rows: the reweighted side is the smaller one, which takes less memory, and fewer iterations
-    than the other way round. Left and right factors come back as the observations were given.
-    """
-    is_wide = observations.n_cols > observations.n_rows
-    work = observations.transposed() if is_wide else observations
-    turned = factors[::-1] if factors is not None and is_wide else factors
-    is_tried = options.method == "auto" and chosen == "two-sided" and factors is None
-    first, patience = (options_of_try(options), PATIENCE) if is_tried else (options, None)
-    tried = None
-    if keeper is not None and "tried" in keeper.frame:
-        tried = Monitor(first, work.norm, None)
-        tried.restore(keeper.frame["tried"])
-    else:
-        left, right, monitor = _solve(work, chosen, first, callback, keeper, turned, patience)
-        if is_tried and not is_answer(monitor, work.norm) and monitor.n_iter < options.max_iter:
-            tried = monitor
-    if tried is not None:
-        if keeper is not None:
-            keeper.frame["tried"] = tried.state()
-        chosen, rest = one_sided(work, options), options_of_rest(options, tried)
-        left, right, monitor = _solve(work, chosen, rest, counting_on(callback, tried), keeper)
-    if is_wide:
-        left, right = right, left
-    history = joined([part.history() for part in (tried, monitor) if part is not None])
-    return chosen, left, right, monitor, history
+        return _result(outcome)
 
 
 def _check_size(observations: RowBlocks, agop_power: float) -> None:
@@ -207,14 +183,15 @@ def _check_size(observations: RowBlocks, agop_power: float) -> None:
         )
 
 
-def _trouble(monitor: Monitor, options: CompletionOptions) -> str:
-    if monitor.stop_reason == "max_iter":
-        last = monitor.history()["error_estimate"][-1]
+def _trouble(outcome: Outcome) -> str:
+    options = outcome.options
+    if outcome.stop_reason == "max_iter":
+        last = outcome.history["error_estimate"][-1]
         return (
             f"stopped after max_iter = {options.max_iter} iterations at an estimated relative error of {last:.1e} "
             f"(tol = {options.effective_tol:.1e}): raise max_iter or tol"
         )
-    if monitor.stop_reason == "stalled":
+    if outcome.stop_reason == "stalled":
         wanted = "low rank" if options.rank is None else f"rank {options.rank}"
         return (
             f"two-sided iteration found no matrix of {wanted} through the observations: give the right rank, a ridge "
@@ -223,64 +200,31 @@ def _trouble(monitor: Monitor, options: CompletionOptions) -> str:
     return ""
 
 
-def _start_factors(start: CompletionResult, shape: tuple[int, int], method: str) -> tuple[np.ndarray, np.ndarray]:
-    if method != "two-sided":
-        raise InputError(f'start goes with method="two-sided" and an agop_power of at most 1/2, got method {method!r}')
-    if not isinstance(start, CompletionResult):
-        raise InputError(f"start must be a CompletionResult, got {type(start).__name__}")
-    if start.shape != shape:
-        raise InputError(f"start must be a completion of a {shape[0]} x {shape[1]} matrix, got {start.shape}")
-    k = start.rank  # further columns hold the means of empty rows and columns
-    return np.ascontiguousarray(start.left[:, :k]), np.ascontiguousarray(start.right[:, :k])
-
-
-def _solve(
-    observations: RowBlocks,
-    method: str,
-    options: CompletionOptions,
-    callback: Callable[[Iteration], Any] | None,
-    keeper: Checkpoint | None,
-    start: tuple[np.ndarray, np.ndarray] | None = None,
-    patience: Patience | None = None,
-) -> tuple[np.ndarray, np.ndarray, Monitor]:
-    if method == "dense":
-        return solve_dense(observations, options, callback, keeper)
-    if method == "two-sided":
-        return solve_two_sided(observations, options, callback, start, patience, keeper)
-    return solve_factored(observations, options, callback, keeper)
-
-
-def _result(
-    observations: RowBlocks,
-    centred: RowBlocks,
-    offsets: Offsets | None,
-    left: np.ndarray,
-    right: np.ndarray,
-    stop_reason: str,
-    history: dict[str, np.ndarray],
-    options: dict[str, Any],
-) -> CompletionResult:
-    left, right, singular_values = canonical_factors(left, right, overwrite=True)
+def _result(outcome: Outcome) -> CompletionResult:
+    observations = outcome.observations
+    left, right, singular_values = canonical_factors(outcome.left, outcome.right, overwrite=True)
     rank = int(np.count_nonzero(singular_values))
     left, right, singular_values = left[:, :rank], right[:, :rank], singular_values[:rank]
-    if offsets is None:
+    if outcome.offsets is None:
         left, right = _with_means(observations, left, right)
     left, right = np.ascontiguousarray(left), np.ascontiguousarray(right)
     return CompletionResult(
         left=left,
         right=right,
-        offsets=offsets,
+        offsets=outcome.offsets,
         rank=rank,
         singular_values=singular_values,
-        history=history,
-        stop_reason=stop_reason,
-        masked_rmse=_masked_rmse(centred, left, right),
+        history=outcome.history,
+        stop_reason=outcome.stop_reason,
+        masked_rmse=_masked_rmse(outcome.centred, left, right),
         n_observed=observations.n_observed,
         n_empty_rows=int(np.count_nonzero(observations.row_counts == 0)),
         n_empty_cols=int(np.count_nonzero(observations.col_counts == 0)),
-        options=options,
+        options={**outcome.options.as_dict(), "method": outcome.method},
         row_names=observations.row_names,
         col_names=observations.col_names,
+        bounds=outcome.bounds,
+        selection=outcome.selection,
     )
 
 

@@ -230,7 +230,7 @@ class Continuation:
 
     @property
     def agop_power(self) -> float:
-        chosen = self._options.agop_power
+        chosen = float(self._options.agop_power)
         return min(chosen, self._attempt.agop_power) if self._is_exact and self.shown_rank is None else chosen
 
     def advance(

@@ -268,7 +268,7 @@ def solve_factored(
         singular_values, basis = subspace_step(observations, features, regression)
         del regression  # the next one can do without its memory
         if options.rank is None:
-            singular_values, basis = _fit_width(singular_values, basis, k, largest, rng)
+            singular_values, basis = fit_width(singular_values, basis, k, largest, rng)
         smoothing = next_smoothing(
             options.smoothing,
             smoothing,
@@ -291,7 +291,7 @@ def solve_factored(
     return np.ascontiguousarray(left[:, :k]), features.basis, monitor
 
 
-def _fit_width(
+def fit_width(
     singular_values: np.ndarray, basis: np.ndarray, k: int, largest: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the block twice as wide if all its directions were above ε (k of them), narrower if less than a third."""

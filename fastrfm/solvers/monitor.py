@@ -53,8 +53,10 @@ class Monitor:
         callback: Callable[[Iteration], Any] | None,
         *,
         is_fast: bool = False,
+        n_planned: int | None = None,
     ) -> None:
         self._options = options
+        self._n_planned = n_planned  # iterations of a schedule, which convergence does not cut short
         self._data_norm = data_norm
         self._callback = callback
         self._start = time.perf_counter()
@@ -101,9 +103,12 @@ class Monitor:
         settled = (
             is_settled or smoothing <= enough or self._options.smoothing not in ("auto", "iterate_change", "geometric")
         )
-        converged = settled and estimate <= tol
-        progress = 1.0 if converged else self._progress(estimate, tol)
         iteration = len(self._records) + 1
+        if self._n_planned is None:
+            converged = settled and estimate <= tol
+            progress = 1.0 if converged else self._progress(estimate, tol)
+        else:
+            converged, progress = False, iteration / self._n_planned
         self._records.append(
             Iteration(
                 iteration,
@@ -124,6 +129,8 @@ class Monitor:
             self.stop_reason = "converged"
         elif asked_to_stop:
             self.stop_reason = "callback"
+        elif iteration == self._n_planned:
+            self.stop_reason = "schedule"
         elif iteration >= self._options.max_iter:
             self.stop_reason = "max_iter"
         return bool(self.stop_reason)

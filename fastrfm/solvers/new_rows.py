@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from fastrfm.blocks import RowBlocks
 from fastrfm.observations import Observations
 from fastrfm.results import CompletionResult, Offsets
 from fastrfm.solvers.factored import FeatureFactors, regress_rows
@@ -51,7 +52,7 @@ def fitted_columns(observations: Observations, offsets: Offsets | None) -> Fitte
     for block in observations.row_blocks():
         np.add.at(sums, block.by_row.indices, block.by_row.values)  # entry by entry: blocks change no bit
     means = np.where(counts > 0, sums / np.maximum(counts, 1), sums.sum() / observations.n_observed)
-    return FittedColumns(counts, means, None if offsets is None else _row_shrinkage(observations, offsets))
+    return FittedColumns(counts, means, None if offsets is None else row_shrinkage(observations, offsets))
 
 
 def complete_rows(result: CompletionResult, columns: FittedColumns, observations: Observations) -> CompletionResult:
@@ -109,7 +110,7 @@ def _with_means(
     return left, np.column_stack([right, columns.means, is_fitted == 0])
 
 
-def _row_shrinkage(observations: Observations, offsets: Offsets) -> float:
+def row_shrinkage(observations: RowBlocks, offsets: Offsets) -> float:
     """Return the shrinkage s behind fitted row offsets b_i = Σ_i / (n_i + s), by least squares over the rows.
 
     The offsets are all that a fit keeps, but they determine s; so new rows are shrunken exactly as the fitted ones.

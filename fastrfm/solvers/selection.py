@@ -1,0 +1,332 @@
+"""Choosing ridge, power, rank, offsets and the use of the pattern on entries held out: what "auto" stands for.
+
+1. Scouts: for each variant (with offsets or without, then with the pattern as side information) a warm-started descent
+   at power 1/4, where the penalty is convex, from the ridge that leaves nothing, halved until the held-out error rises.
+2. From the best place on it, each power climbs to its best ridge by smaller factors. Beyond 1/4 local minima depend on
+   the way in: one starts with the directions that the convex penalty found, and raises the ridge.
+3. ``descent.follow`` repeats the best way on all entries; the number of iterations is part of what was chosen.
+
+Nothing but observed entries is looked at. Flow: ``completion`` asks for a ``Choice``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+
+import numpy as np
+
+from fastrfm._interrupt import check
+from fastrfm.blocks import RowBlocks, drawn
+from fastrfm.kernels.residual import predict_pairs
+from fastrfm.observations import Observations
+from fastrfm.options import AUTO, FACTORED_POWER, CompletionOptions
+from fastrfm.results import Offsets, Selection
+from fastrfm.solvers.descent import Descent, Stage
+from fastrfm.solvers.offsets import fit_offsets
+from fastrfm.solvers.side_information import SideInformation, augmented, check_in_memory
+from fastrfm.solvers.smoothing import ridge_smoothing
+
+POWERS = (1.0 / 3.0, 0.375, 0.5)  # tried after 1/4
+PATTERN_DIRECTIONS = 40  # of the pattern, where it is tried
+_SHARE, _MOST_HELD_OUT = 0.1, 200_000  # more would tell nothing new
+_SMALL, _SMALL_SHARE, _LEAST = 500, 0.25, 10  # entries: fewer want a larger share held out, or cannot spare any
+_SCOUT_FACTOR, _SCOUT_STEPS = 0.5, 4
+_NEAR, _NEAR_FACTOR, _NEAR_STEPS = 2.0, 0.7, 6
+_CLIMB_FACTOR, _CLIMB_STEPS, _SETTLING_STEPS = 1.35, 5, 8
+_ENTRY, _ENTRY_GROWTH = 1.4, 5.0  # beyond 1/4 climbs start at λ_¼^(4α) times the first, times the second^(4α − 1)
+_SMALLEST_RIDGE = 1e-6  # of the first one
+_HOPELESS, _HOPELESS_SHARE = 1.1, 0.9  # a scout this much worse than the best, at so large a share of its rank
+_WORTH = 1e-4  # relative improvement for which it is worth going on
+_PILE = 1e-3  # share of the entries at each end of their range that makes it a scale
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """Observations in the form that a descent works on, and the way back.
+
+    Attributes
+    ----------
+    work : RowBlocks
+        Less offsets, with side information, the longer side in rows.
+    offsets : Offsets or None
+    centred : RowBlocks
+        Less offsets, as they were given.
+    is_turned : bool
+    """
+
+    work: RowBlocks
+    offsets: Offsets | None
+    centred: RowBlocks
+    is_turned: bool
+
+    @classmethod
+    def of(cls, observations: RowBlocks, options: CompletionOptions, side: SideInformation) -> Variant:
+        """Return the variant that `options`, with `offsets` and `implicit` settled, ask for."""
+        offsets = fit_offsets(observations) if options.offsets else None
+        centred = observations if offsets is None else observations.shifted(offsets.at)
+        work = centred
+        if options.implicit or side:
+            whole = side.with_pattern(check_in_memory(observations), int(options.implicit), options.random_state)
+            work = augmented(check_in_memory(centred), whole, options.side_weight)
+        is_turned = work.n_cols > work.n_rows
+        return cls(work.transposed() if is_turned else work, offsets, centred, is_turned)
+
+    def factors(self, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows of factors of `work` that belong to the matrix, as it was given."""
+        if self.is_turned:
+            left, right = right, left
+        return left[: self.centred.n_rows], right[: self.centred.n_cols]
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What was chosen.
+
+    Attributes
+    ----------
+    options : CompletionOptions
+        With nothing left to choose.
+    schedule : tuple of Stage
+        The way to the chosen fit.
+    selection : Selection
+    """
+
+    options: CompletionOptions
+    schedule: tuple[Stage, ...]
+    selection: Selection
+
+
+@dataclass(frozen=True, eq=False)
+class _Fit:
+    """One fit of the search."""
+
+    options: CompletionOptions
+    schedule: tuple[Stage, ...]
+    error: float
+    rank: int
+    predicted: np.ndarray
+
+
+def scale_bounds(observations: RowBlocks) -> tuple[float, float] | None:
+    """Return the ends of the range of the values if values pile up at both, as on a rating scale; else None."""
+    low, high = observations.value_range
+    if low == high:
+        return None
+    at_low = observations.row_sums(lambda values: values == low).sum()
+    at_high = observations.row_sums(lambda values: values == high).sum()
+    return (low, high) if min(at_low, at_high) >= max(_PILE * observations.n_observed, _LEAST) else None
+
+
+def hold_out(observations: RowBlocks, random_state: int) -> tuple[RowBlocks, Observations] | None:
+    """Return (kept, held out) entries for the search, drawn at random; None if there are too few to spare any.
+
+    The draw is that of ``StoredObservations.split``, so that a file is treated as the same entries in memory.
+    """
+    n = observations.n_observed
+    if n < _LEAST:
+        return None
+    share = _SMALL_SHARE if n < _SMALL else min(_SHARE, _MOST_HELD_OUT / n)
+    if not isinstance(observations, Observations):
+        kept, held_out = observations.split(share, random_state=random_state)
+        assert isinstance(held_out, Observations)
+        return kept, held_out
+    held = drawn(0, n, share, random_state)
+    return (observations.select(~held), observations.select(held)) if 0 < held.sum() < n else None
+
+
+def choose(
+    kept: RowBlocks,
+    held_out: Observations,
+    options: CompletionOptions,
+    side: SideInformation,
+    bounds: tuple[float, float] | None = None,
+    progress: Callable[[int, float], object] | None = None,
+) -> Choice:
+    """Return the options that predict the entries held out best, those that are not "auto" as they are.
+
+    Parameters
+    ----------
+    kept : RowBlocks
+    held_out : Observations
+        Of the same shape, in memory.
+    options : CompletionOptions
+    side : SideInformation
+    bounds : (float, float), optional
+        Predictions are cut to them.
+    progress : callable, optional
+        Called after each fit with the number of fits and the least RMSE so far.
+    """
+    search = _Search(kept, held_out, options, side, bounds, progress)
+    for scouted in _variants(options, kept):
+        search.scout(search.settled(scouted))
+    given = options.agop_power
+    if given != FACTORED_POWER:
+        search.settle()
+    for power in POWERS if given == AUTO else [float(given)]:
+        if not search.climb(power):
+            break
+    if given == AUTO and search.best().options.agop_power == FACTORED_POWER:
+        search.climb(FACTORED_POWER)
+    return search.choice()
+
+
+def _variants(options: CompletionOptions, kept: RowBlocks) -> Iterator[dict[str, object]]:
+    """Yield what each scout settles; what it leaves open is taken from the best scout before."""
+    yield {"offsets": True if options.offsets == "auto" else options.offsets, "implicit": _least_pattern(options)}
+    if options.offsets == "auto":
+        yield {"offsets": False, "implicit": _least_pattern(options)}
+    if options.implicit == "auto" and isinstance(kept, Observations):
+        yield {"implicit": min(PATTERN_DIRECTIONS, *kept.shape)}
+
+
+def _least_pattern(options: CompletionOptions) -> int:
+    return 0 if options.implicit == "auto" else int(options.implicit)
+
+
+@dataclass
+class _Search:
+    kept: RowBlocks
+    held_out: Observations
+    options: CompletionOptions
+    side: SideInformation
+    bounds: tuple[float, float] | None
+    progress: Callable[[int, float], object] | None
+    fits: list[_Fit] = field(default_factory=list)
+    notes: list[dict[str, float]] = field(default_factory=list)
+    base: _Fit | None = None  # the best of the scouts, from which climbs begin
+    base_descent: Descent | None = None
+
+    def __post_init__(self) -> None:
+        self._start = perf_counter()
+        rows, cols, self._values = self.held_out.to_coo()
+        self._rows, self._cols = rows.astype(np.int64), cols.astype(np.int64)
+        self._variants: dict[tuple[bool, int], Variant] = {}
+
+    # --- fits -------------------------------------------------------------------------------------------------
+
+    def settled(self, scouted: dict[str, object]) -> CompletionOptions:
+        """Return the options of a scout: what it leaves open is that of the best fit so far."""
+        before = self.options if self.base is None else self.base.options
+        return replace(before, **{"agop_power": FACTORED_POWER, "ridge": 0.0, **scouted})  # type: ignore[arg-type]
+
+    def best(self) -> _Fit:
+        return min(self.fits, key=lambda fit: fit.error)
+
+    def variant(self, options: CompletionOptions) -> Variant:
+        key = bool(options.offsets), int(options.implicit)
+        if key not in self._variants:
+            self._variants[key] = Variant.of(self.kept, options, self.side)
+        return self._variants[key]
+
+    def fit(self, options: CompletionOptions, descent: Descent, schedule: tuple[Stage, ...]) -> _Fit:
+        """Go on along the last stage of a schedule and note the held-out error."""
+        stage = schedule[-1]
+        smoothing = ridge_smoothing(stage.ridge, stage.agop_power, options.effective_tol)
+        for _ in range(stage.n_iter):
+            check()
+            descent.step(stage.agop_power, stage.ridge, smoothing)
+        predicted = self.predict(self.variant(options), descent)
+        square = np.square(predicted - self._values)
+        error = float(np.sqrt(square.mean()))
+        settled = replace(options, agop_power=stage.agop_power, ridge=stage.ridge)
+        fit = _Fit(settled, schedule, error, descent.rank, predicted)
+        self.fits.append(fit)
+        self.notes.append(
+            {
+                "agop_power": stage.agop_power,
+                "ridge": stage.ridge,
+                "offsets": bool(options.offsets),
+                "implicit": int(options.implicit),
+                "rank": descent.rank,
+                "rmse": error,
+                "standard_error": float(square.std() / np.sqrt(square.size)),
+                "n_iter": sum(part.n_iter for part in schedule),
+                "seconds": perf_counter() - self._start,
+            }
+        )
+        if self.progress is not None:
+            self.progress(len(self.fits), self.best().error)
+        return fit
+
+    def predict(self, variant: Variant, descent: Descent) -> np.ndarray:
+        left, right = variant.factors(*descent.factors())
+        predicted = np.empty(self._rows.size)
+        predict_pairs(self._rows, self._cols, left, right, predicted)
+        if variant.offsets is not None:
+            predicted += variant.offsets.at(self._rows, self._cols)
+        return predicted if self.bounds is None else np.clip(predicted, *self.bounds)
+
+    # --- ways -------------------------------------------------------------------------------------------------
+
+    def scout(self, options: CompletionOptions) -> None:
+        """Descend at power 1/4 until the held-out error rises: from the ridge that leaves nothing, or near the base's.
+
+        The pattern changes little about the best ridge, so that its scout need not come from far.
+        """
+        descent = Descent(self.variant(options).work, options.rank, options.random_state).begin()
+        first = ridge = float(descent.singular_values[0])
+        factor, n_steps = _SCOUT_FACTOR, _SCOUT_STEPS
+        if self.base is not None and options.offsets == self.base.options.offsets:
+            ridge, factor, n_steps = _NEAR * self.base.options.ridge, _NEAR_FACTOR, _NEAR_STEPS
+        schedule: tuple[Stage, ...] = ()
+        least = np.inf
+        while ridge > _SMALLEST_RIDGE * first:
+            schedule = (*schedule, Stage(FACTORED_POWER, ridge, n_steps))
+            fit = self.fit(options, descent, schedule)
+            if self.base is None or fit.error < self.base.error:
+                self.base, self.base_descent = fit, descent.copy()
+            is_hopeless = fit.error > _HOPELESS * self.base.error and fit.rank > _HOPELESS_SHARE * self.base.rank
+            if fit.error > least * (1.0 + _WORTH) or is_hopeless:
+                return
+            least = min(least, fit.error)
+            ridge *= factor
+
+    def settle(self) -> None:
+        """Make the best scout's directions ready to be climbed from: more of them, and nearer to their limit."""
+        assert self.base is not None and self.base_descent is not None
+        stage = Stage(FACTORED_POWER, self.base.options.ridge / _CLIMB_FACTOR, _SETTLING_STEPS)
+        self.base = self.fit(self.base.options, self.base_descent, (*self.base.schedule, stage))
+
+    def climb(self, power: float) -> bool:
+        """Go from the base to the best ridge at a power; return whether that beats all before it."""
+        assert self.base is not None
+        before = self.best().error
+        exponent = 4.0 * power
+        start = self.base.options.ridge**exponent
+        if power > FACTORED_POWER:
+            start *= _ENTRY * _ENTRY_GROWTH ** (exponent - 1.0)
+        if self._walk(power, start, _CLIMB_FACTOR) == 1:
+            self._walk(power, start / _CLIMB_FACTOR, 1.0 / _CLIMB_FACTOR)
+        return self.best().error < before
+
+    def _walk(self, power: float, ridge: float, factor: float) -> int:
+        """Fit at one ridge after the other until the error rises; return how many fits led to the best of them."""
+        assert self.base is not None and self.base_descent is not None
+        descent, schedule = self.base_descent.copy(), self.base.schedule
+        least, n_best, n = np.inf, 0, 0
+        while True:
+            schedule = (*schedule, Stage(power, ridge, _CLIMB_STEPS))
+            fit = self.fit(self.base.options, descent, schedule)
+            n += 1
+            if fit.error < least:
+                least, n_best = fit.error, n
+            if fit.error > least * (1.0 + _WORTH) or descent.rank == 0:
+                return n_best
+            ridge *= factor
+
+    # --- the end ----------------------------------------------------------------------------------------------
+
+    def choice(self) -> Choice:
+        """Return the best fit as a choice; with `one_standard_error` the one of least rank that is as good."""
+        table = {name: np.array([note[name] for note in self.notes]) for name in self.notes[0]}
+        square, rank = table["rmse"] ** 2, table["rank"]
+        allowed = np.array([self.options.agop_power in ("auto", fit.options.agop_power) for fit in self.fits])
+        chosen = int(np.argmin(np.where(allowed, square, np.inf)))
+        if self.options.one_standard_error:
+            near = np.flatnonzero(allowed & (square <= square[chosen] + table["standard_error"][chosen]))
+            chosen = int(near[np.lexsort((square[near], rank[near]))[0]])
+        fit = self.fits[chosen]
+        selection = Selection(table, chosen, self._rows, self._cols, self._values.astype(np.float64), fit.predicted)
+        return Choice(fit.options, fit.schedule, selection)
