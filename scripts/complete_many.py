@@ -117,8 +117,10 @@ def provenance(job: Job, settings: Settings) -> dict[str, Any]:
         about = os.stat(job.source)
     except FileNotFoundError:
         raise MissingFileError(f"{job.source}: no such file") from None
+    # What is chosen, or what "auto" came to, is no guide to what was asked for.
+    asked = {**settings.options.as_dict(), "bounds": str(settings.options.bounds)}
     return {
-        "requested_method": settings.options.method,
+        **{f"requested_{name}": value for name, value in asked.items()},
         "holdout": settings.holdout,
         "holdout_rmse": None,
         "input": job.identity,
@@ -145,11 +147,10 @@ def earlier_result(job: Job, settings: Settings, stored: dict[str, Any]) -> Comp
         if settings.force or not _is_other_file(job.output):
             return None  # damaged: made again
         raise OutputExistsError(f"{job.output}: holds no result: use --force to replace it") from None
-    wanted = {**settings.options.as_dict(), **stored}
-    free = ("method", "n_threads", "holdout_rmse", "input_bytes", "input_mtime_ns")  # n_threads changes no bit
+    free = ("requested_n_threads", "holdout_rmse", "input_bytes", "input_mtime_ns")  # threads change no bit
     differences = [
-        f"{name} is {result.options.get(name, 'not recorded')} there, {value} is asked"
-        for name, value in wanted.items()
+        f"{name.removeprefix('requested_')} is {result.options.get(name, 'not recorded')} there, {value} is asked"
+        for name, value in stored.items()
         if name not in free and result.options.get(name, "not recorded") != value
     ]
     if differences and not settings.force:

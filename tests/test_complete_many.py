@@ -187,7 +187,7 @@ def test_resuming_compares_the_options(tmp_path):
     assert again == {**row, "status": "skipped", "message": told}
     code, _, err = run(tmp_path, "a.h5", "-o", "out", "--resume", "--quiet", "--ridge", 1)
     assert code == 1
-    for said in ("out/a.h5 was made with other options", "ridge is 0.0 there, 1.0 is asked", "max_iter is 2 there"):
+    for said in ("out/a.h5 was made with other options", "ridge is auto there, 1.0 is asked", "max_iter is 2 there"):
         assert said in err
     assert "method" not in err and output.read_bytes() == before
     assert run(tmp_path, "a.h5", "-o", "out", "--resume", "--force")[0] == 0
