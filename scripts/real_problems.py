@@ -1,7 +1,7 @@
 """Real data of ``bench_real.py`` with their fixed splits: what a method may see (``Task``) and what it is judged by.
 
-Flow: files, packages -> ``Problem`` = ``Task`` (known entries, bounds) + hidden entries. Only the task goes to a method;
-the hidden entries are compared with its predictions, and nothing else. Splits depend on the seeds here alone.
+Flow: files, packages -> ``Problem`` = ``Task`` (known entries, bounds) + hidden entries. Only the task goes to a
+method; the hidden entries are compared with its predictions, and nothing else. Splits depend on the seeds here alone.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Problem:
         return predicted if self.task.bounds is None else np.clip(predicted, *self.task.bounds)
 
     def psnr(self, predicted: np.ndarray) -> float:
-        """Return the peak signal-to-noise ratio of the filled image in dB: known pixels count as exact, the peak is 1."""
+        """Return the peak signal-to-noise ratio of the filled image in dB: known pixels are exact, the peak is 1."""
         n = self.task.observations.n_observed + self.values.size
         return float(-10.0 * np.log10(self.rmse(predicted) ** 2 * self.values.size / n))
 
@@ -136,8 +136,8 @@ def _corner(observations: Any, n_rows: int | None, n_cols: int | None) -> Observ
     return Observations.from_coo(rows[inside], cols[inside], values[inside].astype(np.float64), shape)
 
 
-def insteval(n_rows: int | None = None) -> Iterator[Problem]:
-    """Yield the lecture ratings of lme4 (students x lecturers) with a tenth hidden.
+def insteval(n_rows: int | None = None, n_cols: int | None = None) -> Iterator[Problem]:
+    """Yield the lecture ratings of lme4 (students x lecturers) with a tenth hidden, or a corner of them.
 
     Raises
     ------
@@ -151,13 +151,13 @@ def insteval(n_rows: int | None = None) -> Iterator[Problem]:
     lecturers, cols = np.unique(table["d"].to_numpy(dtype=np.int64), return_inverse=True)
     ratings = table["y"].to_numpy(dtype=np.float64)
     observations = Observations.from_coo(rows, cols, ratings, (students.size, lecturers.size))
-    kept, hidden = _hidden_by(_corner(observations, n_rows, None), 0.1, 0)
+    kept, hidden = _hidden_by(_corner(observations, n_rows, n_cols), 0.1, 0)
     yield Problem("InstEval", "seed 0", Task("ratings", kept, (1.0, 5.0)), *hidden)
 
 
-def gapminder(seeds: range = GAPMINDER_SEEDS) -> Iterator[Problem]:
+def gapminder(seeds: range = GAPMINDER_SEEDS, n_rows: int | None = None) -> Iterator[Problem]:
     """Yield the logarithms (base 10) of the products of countries with a fifth of the known cells hidden."""
-    observations = _corner(open_observations(DATASETS / "gapminder-gdp.h5"), None, None)
+    observations = _corner(open_observations(DATASETS / "gapminder-gdp.h5"), n_rows, None)
     logarithms = observations.with_values(np.log10(observations.values))
     for seed in seeds:
         kept, hidden = _hidden_by(logarithms, 0.2, seed)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import multiprocessing
+import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -126,12 +127,14 @@ def _looked_up(dense: np.ndarray) -> Predict:
 
 
 def knn_imputer(task: Task) -> Fitted:
+    """Return scikit-learn's mean of the five rows that are nearest where both are known."""
     from sklearn.impute import KNNImputer
 
     return Fitted(_looked_up(KNNImputer(keep_empty_features=True).fit_transform(_dense(task.observations))))
 
 
 def iterative_imputer(task: Task) -> Fitted:
+    """Return scikit-learn's round of regressions of each column on the others."""
     from sklearn.experimental import enable_iterative_imputer  # noqa: F401
     from sklearn.impute import IterativeImputer
 
@@ -149,7 +152,7 @@ def soft_impute(task: Task) -> Fitted:
         offsets = fit_offsets(observations)
         left_over = _dense(observations.shifted(offsets.at))
         np.random.seed(0)  # noqa: NPY002  (its randomised SVD draws from it)
-        solver = SoftImpute(shrinkage_value=shrinkage, max_rank=rank, convergence_threshold=1e-4, verbose=False)
+        solver = SoftImpute(shrinkage_value=shrinkage, max_rank=rank, verbose=False)
         dense = solver.fit_transform(left_over)
         return lambda rows, cols: dense[rows, cols] + offsets.at(rows, cols)
 
@@ -161,6 +164,7 @@ def soft_impute(task: Task) -> Fitted:
 
 
 def cmfrec(task: Task, *, has_implicit: bool = False) -> Fitted:
+    """Return a collective factorisation with biases, its rank and ridge chosen on a hold-out."""
     from cmfrec import CMF
     from scipy.sparse import coo_matrix
 
@@ -177,6 +181,7 @@ def cmfrec(task: Task, *, has_implicit: bool = False) -> Fitted:
 
 
 def cmfrec_implicit(task: Task) -> Fitted:
+    """Return the same, which entries are known factorised along with their values."""
     return cmfrec(task, has_implicit=True)
 
 
@@ -196,19 +201,21 @@ def _surprise(task: Task, algorithm: Any) -> Fitted:
 
 
 def surprise_baseline(task: Task) -> Fitted:
+    """Return mean + row + column with shrinkage 15 for rows and 10 for columns, alternated 10 times."""
     from surprise import BaselineOnly
 
     return _surprise(task, BaselineOnly(verbose=False))
 
 
 def surprise_svdpp(task: Task) -> Fitted:
+    """Return SVD++: factors of columns, and of the set of columns that a row has, by stochastic gradients."""
     from surprise import SVDpp
 
     return _surprise(task, SVDpp(random_state=0, cache_ratings=True))
 
 
 def myfm(task: Task) -> Fitted:
-    """Return the posterior mean of a Bayesian factorisation machine with the sets of movies and users, as in its docs."""
+    """Return the posterior mean of a Bayesian factorisation machine with the sets of both sides, as in its docs."""
     from myfm import MyFMRegressor, RelationBlock
 
     rows, cols, values = task.observations.to_coo()
@@ -234,6 +241,7 @@ def _with_set(pattern: csr_matrix) -> csr_matrix:
 
 
 def biharmonic(task: Task) -> Fitted:
+    """Return the smoothest surface through the known pixels, channel by channel."""
     from skimage.restoration import inpaint_biharmonic
 
     flat = _dense(task.observations)
@@ -258,26 +266,26 @@ METHODS = {
     "BaselineOnly": Method(
         "scikit-surprise", (RATINGS,), "scikit-surprise, defaults: offsets with fixed shrinkage", surprise_baseline
     ),
-    "SVD++": Method("scikit-surprise", (RATINGS,), "scikit-surprise `SVDpp`, defaults (20 factors, 20 epochs)", surprise_svdpp),
+    "SVD++": Method(
+        "scikit-surprise", (RATINGS,), "scikit-surprise `SVDpp`, defaults (20 factors, 20 epochs)", surprise_svdpp
+    ),
     "cmfrec": Method(
         "cmfrec", (RATINGS,), "`CMF`; k from 10, 40 and lambda_ from 1, 3, 5, 10, 20, 40 on a hold-out", cmfrec
     ),
-    "cmfrec implicit": Method(
-        "cmfrec", (RATINGS,), "the same with `add_implicit_features=True`", cmfrec_implicit
-    ),
+    "cmfrec implicit": Method("cmfrec", (RATINGS,), "the same with `add_implicit_features=True`", cmfrec_implicit),
     "myfm": Method(
         "myfm", (RATINGS,), "`MyFMRegressor`, rank 10, 500 samples, one-hot and the sets of both sides", myfm
     ),
     "SoftImpute": Method(
         "fancyimpute",
         (RATINGS, PANEL, IMAGE),
-        "after offsets; rank at most 30 (images: 100), threshold 1e-4; shrinkage on a hold-out",
+        "fancyimpute, on what offsets leave; rank at most 30 (images: 100); shrinkage on a hold-out",
         soft_impute,
     ),
     "KNNImputer": Method("scikit-learn", (RATINGS, PANEL), "defaults (5 neighbours)", knn_imputer),
     "IterativeImputer": Method("scikit-learn", (PANEL,), "defaults (Bayesian ridge, 10 rounds)", iterative_imputer),
     "biharmonic": Method("scikit-image", (IMAGE,), "`restoration.inpaint_biharmonic`, defaults", biharmonic),
-}  # fmt: skip
+}
 _MODULES = {"scikit-surprise": "surprise", "scikit-learn": "sklearn", "scikit-image": "skimage"}
 
 
@@ -301,6 +309,9 @@ def fit_quietly(name: str, task: Task) -> Fitted:
 def _work(name: str, pipe: Connection) -> None:
     """Answer (task, rows, cols) with (seconds, predictions, what was chosen), or with what went wrong."""
     warnings.simplefilter("ignore")
+    silence = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):  # progress bars
+        os.dup2(silence, stream)
     rng = np.random.default_rng(0)
     kind = METHODS[name].kinds[0]
     small = Observations.from_dense(np.where(rng.random((30, 20)) < 0.8, rng.uniform(1.0, 5.0, (30, 20)), np.nan))
