@@ -76,8 +76,9 @@ def render(results: dict[str, Any], drawn: list[str]) -> str:
         "```sh\npip install '.[bench]'\npython scripts/fetch_ml100k.py /tmp/ml-100k\n"
         "python scripts/bench_real.py --ml-100k /tmp/ml-100k/ml-100k.inter --write\n```\n",
         "Splits and seeds are fixed. No method sees a hidden entry, and nothing is chosen on one: a method with "
-        "options to choose hides a tenth of the known entries once more (seed 1), takes what does best there, and is fitted "
-        "again to all that is known. Everything else is at the defaults of the package. Tables are ordered by score.\n",
+        "options to choose hides a tenth of the known entries once more (seed 1), takes what does best there, and is "
+        "fitted again to all that is known. Everything else is at the defaults of the package. Tables are "
+        "ordered by score.\n",
     ]
     for name, group in results["groups"].items():
         if group["kind"] != "image":
