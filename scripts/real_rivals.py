@@ -77,9 +77,7 @@ def ours(task: Task) -> Fitted:
     """Return fastrfm's completion. The one place that says how the benchmark calls fastrfm."""
 
     def fit(observations: Observations, ridge: float) -> Predict:
-        return complete(
-            observations, rank=30, method="auto", offsets=True, agop_power=0.25, ridge=ridge, tol=1e-3
-        ).predict
+        return complete(observations, rank=30, method="auto", offsets=True, agop_power=0.25, ridge=ridge).predict
 
     spread = float(np.std(task.observations.values))
     ridge = by_holdout(task, [spread * 32.0 / 2.0**k for k in range(14)], fit, is_unimodal=True)
@@ -255,7 +253,7 @@ METHODS = {
     "fastrfm": Method(
         "fastrfm",
         (RATINGS, PANEL, IMAGE),
-        '`complete(rank=30, method="auto", offsets=True, agop_power=0.25, tol=1e-3)`; ridge on a hold-out',
+        '`complete(rank=30, method="auto", offsets=True, agop_power=0.25)`; ridge on a hold-out',
         ours,
     ),
     "offsets only": Method(
