@@ -77,7 +77,7 @@ def render(results: dict[str, Any], drawn: list[str]) -> str:
         "python scripts/bench_real.py --ml-100k /tmp/ml-100k/ml-100k.inter --write\n```\n",
         "Splits and seeds are fixed. No method sees a hidden entry, and nothing is chosen on one: a method with "
         "options to choose hides a tenth of the known entries once more (seed 1), takes what does best there, and is "
-        "fitted again to all that is known. Everything else is at the defaults of the package. Tables are "
+        "fitted again to all that is known. Where nothing else is said below, options are at their defaults. Tables are "
         "ordered by score.\n",
     ]
     for name, group in results["groups"].items():
@@ -122,7 +122,7 @@ def draw(pictures: list[tuple[Problem, dict[str, np.ndarray]]], folder: Path) ->
             for axis, (title, pixels) in zip(line, shown, strict=False):
                 axis.imshow(pixels, cmap="gray", vmin=0.0, vmax=1.0)
                 axis.set_title(title, fontsize=9)
-        figure.savefig(folder / f"real-{image}.png", dpi=90)
+        figure.savefig(folder / f"real-{image}.png", dpi=70)
         pyplot.close(figure)
         drawn.append(f"real-{image}.png")
     return drawn
