@@ -77,8 +77,8 @@ def render(results: dict[str, Any], drawn: list[str]) -> str:
         "python scripts/bench_real.py --ml-100k /tmp/ml-100k/ml-100k.inter --write\n```\n",
         "Splits and seeds are fixed. No method sees a hidden entry, and nothing is chosen on one: a method with "
         "options to choose hides a tenth of the known entries once more (seed 1), takes what does best there, and is "
-        "fitted again to all that is known. Where nothing else is said below, options are at their defaults. Tables are "
-        "ordered by score.\n",
+        "fitted again to all that is known. Where nothing else is said below, options are at their defaults. Tables "
+        "are ordered by score.\n",
     ]
     for name, group in results["groups"].items():
         if group["kind"] != "image":
