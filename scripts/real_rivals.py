@@ -26,6 +26,7 @@ from scipy.sparse import csr_matrix, diags, identity, vstack
 
 from fastrfm import Observations, complete
 from fastrfm.metrics import rmse
+from fastrfm.options import AUTOMATIC
 from fastrfm.solvers.offsets import fit_offsets
 
 Predict = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -76,13 +77,12 @@ def by_holdout(
 def ours(task: Task) -> Fitted:
     """Return fastrfm's completion. The one place that says how the benchmark calls fastrfm."""
 
-    def fit(observations: Observations, ridge: float) -> Predict:
-        options: dict[str, Any] = {"method": "auto", "offsets": True, "agop_power": 0.25, "max_iter": 300}
-        return complete(observations, rank=30, ridge=ridge, **options).predict
-
-    spread = float(np.std(task.observations.values))
-    ridge = by_holdout(task, [spread * 32.0 / 2.0 ** (k / 2) for k in range(27)], fit, is_unimodal=True)
-    return Fitted(fit(task.observations, ridge), f"ridge {ridge:.3g}")
+    result = complete(task.observations, **{**AUTOMATIC, "bounds": task.bounds or AUTOMATIC["bounds"]})
+    chosen = result.options
+    parts = f"agop_power {chosen['agop_power']:.3g}, ridge {chosen['ridge']:.3g}, rank {result.rank}"
+    parts += ", offsets" if chosen["offsets"] else ""
+    parts += f", implicit {chosen['implicit']}" if chosen["implicit"] else ""
+    return Fitted(result.predict, parts)
 
 
 def offsets_only(task: Task) -> Fitted:
@@ -254,7 +254,7 @@ METHODS = {
     "fastrfm": Method(
         "fastrfm",
         (RATINGS, PANEL, IMAGE),
-        '`complete(rank=30, method="auto", offsets=True, agop_power=0.25, max_iter=300)`; ridge on a hold-out',
+        '`complete` with everything "auto", as the command does; `bounds` of the problem where it has them',
         ours,
     ),
     "offsets only": Method(

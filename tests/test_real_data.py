@@ -118,7 +118,6 @@ def test_offsets_alone_on_movielens_small(scripts):
 
 
 @pytest.mark.compiled_only
-@pytest.mark.xfail(reason="fastrfm's options are fixed so far; to go with the automatic choice", strict=True)
 def test_automatic_choice_reaches_the_target_on_movielens_small(scripts):
     mean = scripts("bench_real").mean_rmse(scripts("real_problems").movielens_small())
     assert mean <= MOVIELENS_SMALL_TARGET
