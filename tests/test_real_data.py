@@ -214,8 +214,9 @@ def test_a_worker_answers_and_is_stopped_in_time(scripts):
         )
         broken = real_problems.Problem("x", "y", None, problem.rows, problem.cols, problem.values)
         assert "AttributeError" in worker.run(broken)
-        worker.limit = 0.0
-        assert worker.run(problem) == "stopped after 0 s"
+        os.kill(worker._process.pid, signal.SIGSTOP)  # it cannot answer, however quick the method
+        worker.limit = 0.2
+        assert worker.run(problem) == "stopped after 0.2 s"
         worker.limit = 60.0
         assert isinstance(worker.run(problem), tuple)  # started again
     finally:
