@@ -81,6 +81,14 @@ def rises_in_rows(indptr: np.ndarray, indices: np.ndarray) -> np.ndarray:
     return rises
 
 
+def check_weights(weights: np.ndarray) -> None:
+    """Raise InputError unless all weights are finite and above 0."""
+    bad = ~(np.isfinite(weights) & (weights > 0.0))
+    if bad.any():
+        where = int(np.flatnonzero(bad)[0])
+        raise InputError(f"weights must be finite and above 0, got {weights[where]}: leave such entries out")
+
+
 def check_names(names: Any, size: int, what: str) -> np.ndarray | None:
     """Return `size` names as an object array of str, None for none, or say how many there are."""
     if names is None:

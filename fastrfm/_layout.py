@@ -71,6 +71,17 @@ def open_compressed(group: h5py.Group, n_groups: int) -> tuple[h5py.Dataset, h5p
     return data, indices, indptr
 
 
+def open_weights(group: h5py.Group, shape: tuple[int]) -> h5py.Dataset | None:
+    """Return the weights of a csr_matrix or csc_matrix, not read yet, in the order of its data; None without any.
+
+    Raises
+    ------
+    FileFormatError
+        If there are not as many as data.
+    """
+    return get_dataset(group, "weights", shape, "f") if "weights" in group else None
+
+
 def is_triples(file: h5py.File) -> bool:
     """Return whether a file holds /rows, /cols and /values."""
     return all(isinstance(file.get(name), h5py.Dataset) for name in ("rows", "cols", "values"))

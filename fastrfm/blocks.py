@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -19,6 +19,7 @@ from fastrfm.kernels.tasks import balanced_bounds
 # A block's pass takes well under a second on one core, so Ctrl-C and progress are prompt; larger gains nothing.
 BLOCK_ENTRIES = 4_000_000
 _DRAW = 1 << 20  # entries that one stream of random numbers decides about
+EQUAL_WEIGHTS = np.zeros(0)  # what stands for weights that are all one
 
 
 def index_dtype_for(shape: tuple[int, int]) -> np.dtype:
@@ -74,11 +75,14 @@ class Compressed:
         Position along the other axis, ascending within a group.
     values : (n_entries,) float32 or float64
         Observed values, in the data's own unit.
+    weights : (n_entries,) float64, or (0,)
+        Of their squared misfits; empty where all are one.
     """
 
     indptr: np.ndarray
     indices: np.ndarray
     values: np.ndarray
+    weights: np.ndarray = field(default_factory=lambda: EQUAL_WEIGHTS)
 
     @cached_property
     def bounds(self) -> np.ndarray:
@@ -207,6 +211,11 @@ class RowBlocks(ABC):
     # --- looking ----------------------------------------------------------------------------------------------
 
     @property
+    def is_weighted(self) -> bool:
+        """Whether the entries' squared misfits have weights of their own."""
+        return False
+
+    @property
     def n_rows(self) -> int:
         return self.shape[0]
 
@@ -230,6 +239,26 @@ class RowBlocks(ABC):
         for block in self.row_blocks():
             counts += np.bincount(block.by_row.indices, minlength=self.n_cols)
         return counts
+
+    @cached_property
+    def row_weights(self) -> np.ndarray:
+        """(n_rows,) float64: sum of the weights of each row's entries, their number where all are one."""
+        sums = np.zeros(self.n_rows)
+        for block in self.row_blocks():
+            sums[block.start : block.stop] = np.bincount(
+                block.entry_rows() - block.start, block.by_row.weights if self.is_weighted else None, block.n_rows
+            )
+        return sums
+
+    @cached_property
+    def col_weights(self) -> np.ndarray:
+        """(n_cols,) float64: the same of each column."""
+        if not self.is_weighted:
+            return self.col_counts.astype(np.float64)
+        sums = np.zeros(self.n_cols)
+        for block in self.row_blocks():
+            np.add.at(sums, block.by_row.indices, block.by_row.weights)
+        return sums
 
     @cached_property
     def norm(self) -> float:
@@ -265,7 +294,12 @@ def swap_axes(groups: Compressed, n_other: int) -> Compressed:
     import scipy.sparse
 
     n_groups = groups.indptr.size - 1
-    matrix = scipy.sparse.csr_matrix((groups.values, groups.indices, groups.indptr), shape=(n_groups, n_other))
+    is_weighted = groups.weights.size > 0
+    moved = np.arange(groups.values.size) if is_weighted else groups.values
+    matrix = scipy.sparse.csr_matrix((moved, groups.indices, groups.indptr), shape=(n_groups, n_other))
     swapped = matrix.tocsc()  # a counting sort: groups come out ascending
     indices = swapped.indices.astype(groups.indices.dtype, copy=False)
-    return Compressed(swapped.indptr.astype(np.int64), indices, swapped.data)
+    indptr = swapped.indptr.astype(np.int64)
+    if not is_weighted:
+        return Compressed(indptr, indices, swapped.data)
+    return Compressed(indptr, indices, groups.values[swapped.data], groups.weights[swapped.data])

@@ -30,8 +30,8 @@ class MatrixCompletion:
 
     Parameters
     ----------
-    rank, method, agop_power, ridge, offsets, implicit, side_weight, bounds, one_standard_error, tol, max_iter, \
-    smoothing, random_state, n_threads, device
+    rank, method, agop_power, ridge, offsets, count_power, huber, implicit, side_weight, bounds, one_standard_error, \
+    tol, max_iter, smoothing, random_state, n_threads, device
         See :class:`fastrfm.options.CompletionOptions`. They are checked by :meth:`fit`. With ``ridge="auto"``, the
         default here, everything that is "auto" is chosen on entries held out.
 
@@ -76,6 +76,8 @@ class MatrixCompletion:
         agop_power: float | str = AUTO,
         ridge: float | str = AUTO,
         offsets: bool | str = AUTO,
+        count_power: float = CompletionOptions.count_power,
+        huber: float | None = CompletionOptions.huber,
         implicit: int | str = AUTO,
         side_weight: float = CompletionOptions.side_weight,
         bounds: tuple[float, float] | str | None = AUTO,
@@ -92,6 +94,8 @@ class MatrixCompletion:
         self.agop_power = agop_power
         self.ridge = ridge
         self.offsets = offsets
+        self.count_power = count_power
+        self.huber = huber
         self.implicit = implicit
         self.side_weight = side_weight
         self.bounds = bounds

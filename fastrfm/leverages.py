@@ -21,6 +21,7 @@ from fastrfm.solvers.new_rows import row_penalty, row_shrinkage
 _LARGEST_PENALTY = 1e100  # of offsets that do not differ: keeps them fixed without infinities
 
 Pairs = tuple[np.ndarray, np.ndarray]
+Entries = tuple[np.ndarray, np.ndarray, np.ndarray]  # indptr, indices and weights of a block
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,12 +48,12 @@ class Regressions:
         order = np.argsort(groups, kind="stable")
         found, starts = np.unique(groups[order], return_index=True)
         ends, wanted, solved = np.append(starts, order.size), positions[order], np.empty(order.size)
-        for block, indptr, indices in self._blocks():
+        for block, entries in self._blocks():
             first, last = np.searchsorted(found, (block.start, block.stop))
             if first < last:
                 span = slice(ends[first], ends[last])
                 local = ends[first : last + 1] - ends[first]
-                self._run(indptr, indices, found[first:last] - block.start, local, wanted[span], solved[span])
+                self._run(entries, found[first:last] - block.start, local, wanted[span], solved[span])
         out = np.empty(order.size)
         out[order] = solved
         return out
@@ -60,37 +61,36 @@ class Regressions:
     def freedom(self) -> float:
         """Return the degrees of freedom that all groups use together."""
         total, nothing = np.zeros(self.observations.n_rows), np.zeros(0, dtype=np.int64)
-        for block, indptr, indices in self._blocks():
+        for block, entries in self._blocks():
             no_ends = np.zeros(block.n_rows + 1, dtype=np.int64)
-            total[block.start : block.stop] = self._run(
-                indptr, indices, np.arange(block.n_rows), no_ends, nothing, np.empty(0)
-            )
+            every = np.arange(block.n_rows)
+            total[block.start : block.stop] = self._run(entries, every, no_ends, nothing, np.empty(0))
         return float(total.sum())
 
     def _run(
         self,
-        indptr: np.ndarray,
-        indices: np.ndarray,
+        entries: Entries,
         groups: np.ndarray,
         ends: np.ndarray,
         wanted: np.ndarray,
         out: np.ndarray,
     ) -> np.ndarray:
         freedom = np.empty(groups.size)
-        bounds = balanced_bounds(np.diff(indptr)[groups] + np.diff(ends) + self.penalty.size)
-        group_leverages(bounds, groups, indptr, indices, self.features, self.penalty, ends, wanted, out, freedom)
+        bounds = balanced_bounds(np.diff(entries[0])[groups] + np.diff(ends) + self.penalty.size)
+        group_leverages(bounds, groups, *entries, self.features, self.penalty, ends, wanted, out, freedom)
         return freedom
 
-    def _blocks(self) -> Iterator[tuple[RowBlock, np.ndarray, np.ndarray]]:
-        """Yield row blocks with indptr and indices of the entries that are not left out."""
+    def _blocks(self) -> Iterator[tuple[RowBlock, Entries]]:
+        """Yield row blocks with indptr, indices and weights of the entries that are not left out."""
         for block in self.observations.row_blocks():
-            indptr, indices = block.by_row.indptr, block.by_row.indices
+            indptr, indices, weights = block.by_row.indptr, block.by_row.indices, block.by_row.weights
             if self.left_out is not None:
                 keys = block.entry_rows() * self.observations.n_cols + indices
                 keep = ~np.isin(keys, self.left_out)
                 indptr = np.concatenate(([0], np.cumsum(keep, dtype=np.int64)))[indptr]
                 indices = indices[keep]
-            yield block, indptr, indices
+                weights = weights[keep] if weights.size else weights
+            yield block, (indptr, indices, weights)
 
 
 def regressions_of(

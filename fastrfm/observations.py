@@ -19,13 +19,24 @@ from fastrfm._checks import (
     check_names,
     check_range,
     check_shape,
+    check_weights,
     describe_duplicates,
     float_array,
     index_array,
     rises_in_rows,
 )
 from fastrfm._interrupt import check
-from fastrfm.blocks import Compressed, RowBlock, RowBlocks, TileBlock, index_dtype_for, runs, swap_axes, value_dtype_for
+from fastrfm.blocks import (
+    EQUAL_WEIGHTS,
+    Compressed,
+    RowBlock,
+    RowBlocks,
+    TileBlock,
+    index_dtype_for,
+    runs,
+    swap_axes,
+    value_dtype_for,
+)
 from fastrfm.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,6 +59,8 @@ class Observations(RowBlocks):
         Column numbers, ascending and unique within a row.
     values : (n_observed,) float32 or float64
     row_names, col_names : (n_rows,) and (n_cols,) object arrays of str, or None
+    weights : (n_observed,) float64, or (0,)
+        Of the entries' squared misfits, as inverse variances are; empty where all are one. See :meth:`with_weights`.
 
     Examples
     --------
@@ -63,6 +76,7 @@ class Observations(RowBlocks):
     values: np.ndarray
     row_names: np.ndarray | None = None
     col_names: np.ndarray | None = None
+    weights: np.ndarray = field(default_factory=lambda: EQUAL_WEIGHTS)
     _blocks: dict[int, list[RowBlock]] = field(default_factory=dict, repr=False)
 
     # --- making -----------------------------------------------------------------------------------------------
@@ -217,6 +231,10 @@ class Observations(RowBlocks):
         """float32 or float64: how values are stored. All arithmetic on them is float64."""
         return self.values.dtype
 
+    @property
+    def is_weighted(self) -> bool:
+        return self.weights.size > 0
+
     def to_coo(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return rows (int64), cols and values, each (n_observed,), in row order."""
         return np.repeat(np.arange(self.n_rows), self.row_counts), self.indices, self.values
@@ -241,17 +259,16 @@ class Observations(RowBlocks):
 
     def _block(self, start: int, stop: int) -> RowBlock:
         first, last = self.indptr[start], self.indptr[stop]
-        by_row = Compressed(self.indptr[start : stop + 1] - first, self.indices[first:last], self.values[first:last])
-        return RowBlock(start, stop, self.n_cols, by_row)
+        parts = (array[first:last] for array in (self.indices, self.values, self.weights))  # none of no weights
+        return RowBlock(start, stop, self.n_cols, Compressed(self.indptr[start : stop + 1] - first, *parts))
 
     # --- deriving ---------------------------------------------------------------------------------------------
 
     def transposed(self) -> Observations:
         """Return the same entries with rows and columns swapped."""
-        swapped = swap_axes(Compressed(self.indptr, self.indices, self.values), self.n_cols)
-        return Observations(
-            (self.n_cols, self.n_rows), swapped.indptr, swapped.indices, swapped.values, self.col_names, self.row_names
-        )
+        swapped = swap_axes(Compressed(self.indptr, self.indices, self.values, self.weights), self.n_cols)
+        arrays, names = (swapped.indptr, swapped.indices, swapped.values), (self.col_names, self.row_names)
+        return Observations((self.n_cols, self.n_rows), *arrays, *names, swapped.weights)
 
     def shifted(self, offsets_at: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Observations:
         rows, cols, values = self.to_coo()
@@ -259,7 +276,43 @@ class Observations(RowBlocks):
 
     def with_values(self, values: np.ndarray) -> Observations:
         """Return the same positions with other values, (n_observed,) in row order."""
-        return Observations(self.shape, self.indptr, self.indices, values, self.row_names, self.col_names)
+        arrays, names = (self.indptr, self.indices, values), (self.row_names, self.col_names)
+        return Observations(self.shape, *arrays, *names, self.weights)
+
+    def with_weights(self, weights: Any) -> Observations:
+        """Return the same entries with weights of their squared misfits.
+
+        Parameters
+        ----------
+        weights : (n_observed,) array_like of float above 0, in row order, or (n_rows, n_cols) array_like
+            Of a matrix of weights the observed places are taken. A weight of 2 counts like the entry seen twice; with
+            noise of known variances the weights are their inverses. They matter where a ridge trades misfit for rank,
+            not where the entries are interpolated.
+
+        Raises
+        ------
+        InputError
+            If there are not as many weights as entries, or one is not a finite number above 0.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> matrix = np.array([[1.0, np.nan], [2.0, 4.0]])
+        >>> Observations.from_dense(matrix).with_weights([1.0, 1.0, 0.5]).weights.tolist()
+        [1.0, 1.0, 0.5]
+        """
+        given = float_array(weights, "weights")
+        if given.ndim == 2 and given.shape == self.shape:
+            rows, cols, _ = self.to_coo()
+            given = given[rows, cols]
+        if given.shape != (self.n_observed,):
+            raise InputError(
+                f"weights must be one for each of the {self.n_observed} entries, in row order, or a matrix of shape "
+                f"{self.shape}, got shape {given.shape}"
+            )
+        check_weights(given)
+        arrays, names = (self.indptr, self.indices, self.values), (self.row_names, self.col_names)
+        return Observations(self.shape, *arrays, *names, np.array(given, dtype=np.float64))
 
     def select(self, keep: np.ndarray) -> Observations:
         """Return the entries where the boolean mask `keep`, (n_observed,) in row order, is true; the shape stays.
@@ -270,14 +323,10 @@ class Observations(RowBlocks):
             If nothing is kept.
         """
         kept = np.concatenate(([0], np.cumsum(keep, dtype=np.int64)))
-        return Observations.from_csr(
-            kept[self.indptr],
-            self.indices[keep],
-            self.values[keep],
-            self.shape,
-            row_names=self.row_names,
-            col_names=self.col_names,
-        )
+        if not kept[-1]:
+            raise InputError("no observations are selected: keep at least one")
+        arrays, names = (kept[self.indptr], self.indices[keep], self.values[keep]), (self.row_names, self.col_names)
+        return Observations(self.shape, *arrays, *names, self.weights[keep] if self.is_weighted else EQUAL_WEIGHTS)
 
     def split(self, share: float, *, random_state: int = 0) -> tuple[Observations, Observations]:
         """Divide the entries at random: (kept, held out).

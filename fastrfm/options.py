@@ -13,6 +13,7 @@ from typing import Any
 from fastrfm.errors import InputError
 
 AUTO = "auto"
+JOINT = "joint"
 # What the command and the estimator begin with: everything is chosen.
 AUTOMATIC: dict[str, Any] = dict.fromkeys(("agop_power", "ridge", "offsets", "implicit", "bounds"), AUTO)
 METHODS = ("auto", "dense", "factored", "two-sided")
@@ -49,8 +50,15 @@ class CompletionOptions:
         (see ``solvers.selection``); data that are exactly of low rank are recognised and interpolated. It needs
         method "auto" or "factored", smoothing "auto" and an agop_power of at least 1/4. Where nothing is chosen,
         "auto" stands for the defaults of :func:`fastrfm.complete`.
-    offsets : bool or "auto"
-        Fit mean + row + column offsets first and complete what is left.
+    offsets : bool, "joint" or "auto"
+        Fit mean + row + column offsets first and complete what is left. "joint" then refits each to what the other
+        leaves until both have settled; "auto" does not try that.
+    count_power : float
+        gamma from 0 to 1: each row's and each column's share of the penalty is in proportion to its number of entries
+        to this power. 0 treats all alike; 1 is the weighted-lambda regularisation of ALS (the weighted trace norm).
+    huber : float or None
+        Count residuals beyond this many robust standard deviations linearly, not squared, so that outliers hardly
+        matter: 1.345 is usual. Needs a ridge. Takes several fits, each with weights from the one before.
     implicit : int or "auto"
         Directions of the pattern of observed entries that serve as side information; 0 for none. Ratings gain by it.
     side_weight : float
@@ -81,6 +89,8 @@ class CompletionOptions:
     agop_power: Any = 0.5  # numbers (and a bool) once nothing is "auto" any more: that is what solvers see
     ridge: Any = 0.0
     offsets: Any = False
+    count_power: float = 0.0
+    huber: float | None = None
     implicit: Any = 0
     side_weight: float = 1.0
     bounds: tuple[float, float] | str | None = None
@@ -98,8 +108,11 @@ class CompletionOptions:
             _one_of("smoothing", self.smoothing, SMOOTHING_RULES)
         else:
             _number("smoothing", self.smoothing, 0.0, above=True)
-        if not isinstance(self.offsets, bool) and self.offsets != AUTO:
-            raise InputError(f'offsets must be True, False or "auto", got {self.offsets!r}')
+        if not isinstance(self.offsets, bool) and self.offsets not in (AUTO, JOINT):
+            raise InputError(f'offsets must be True, False, "joint" or "auto", got {self.offsets!r}')
+        _number("count_power", self.count_power, 0.0, 1.0)
+        if self.huber is not None:
+            _number("huber", self.huber, 0.0, above=True)
         if not isinstance(self.one_standard_error, bool):
             raise InputError(f"one_standard_error must be True or False, got {self.one_standard_error!r}")
         if self.implicit != AUTO:
@@ -194,12 +207,14 @@ def _whole(name: str, value: Any, least: int, most: float = math.inf) -> None:
         raise InputError(f"{name} must be a whole number, {bound}, got {value!r}")
 
 
-def _number(name: str, value: Any, least: float, *, above: bool = False) -> None:
+def _number(name: str, value: Any, least: float, most: float = math.inf, *, above: bool = False) -> None:
     try:
         is_good = not isinstance(value, bool) and math.isfinite(value) and (value > least if above else value >= least)
+        is_good = is_good and value <= most
     except TypeError:
         is_good = False
     if not is_good:
-        raise InputError(
-            f"{name} must be a finite number {'above' if above else 'of at least'} {least:g}, got {value!r}"
+        bound = f"{'above' if above else 'of at least'} {least:g}" + (
+            f" and at most {most:g}" if most < math.inf else ""
         )
+        raise InputError(f"{name} must be a finite number {bound}, got {value!r}")

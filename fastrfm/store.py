@@ -28,7 +28,15 @@ from fastrfm._hdf5 import (
     writing_hdf5,
     writing_large_hdf5,
 )
-from fastrfm._layout import create_observations, kind_of, locate, locate_named, open_compressed, open_triples
+from fastrfm._layout import (
+    create_observations,
+    kind_of,
+    locate,
+    locate_named,
+    open_compressed,
+    open_triples,
+    open_weights,
+)
 from fastrfm._memory import default_memory
 from fastrfm.atomic import PathLike
 from fastrfm.blocks import RowBlocks, index_dtype_for
@@ -132,16 +140,20 @@ def write_observations(
             set_attribute(file, name, value)
         shape, dtypes = observations.shape, (observations.dtype, index_dtype_for(observations.shape))
         data, indices = create_observations(file, shape, observations.indptr, *dtypes)
+        is_weighted = observations.is_weighted
+        weights = file["observations"].create_dataset("weights", data.shape, "f8") if is_weighted else None
         for block in observations.row_blocks():
             first, last = observations.indptr[block.start], observations.indptr[block.stop]
             data[first:last], indices[first:last] = block.by_row.values, block.by_row.indices
+            if weights is not None:
+                weights[first:last] = block.by_row.weights
         write_names(file, observations.row_names, observations.col_names)
 
 
 def _writing(path: PathLike, force: bool, observations: RowBlocks) -> AbstractContextManager[h5py.File]:
     if isinstance(observations, Observations):
         return writing_hdf5(path, force)
-    n_bytes = 16 * observations.n_observed + observations.indptr.nbytes
+    n_bytes = (24 if observations.is_weighted else 16) * observations.n_observed + observations.indptr.nbytes
     n_bytes += names_size(observations.row_names) + names_size(observations.col_names)
     return writing_large_hdf5(path, force, n_bytes)
 
@@ -166,11 +178,16 @@ def _read_compressed(group: h5py.Group, shape: tuple[int, int], names: tuple[Any
         raise FileFormatError(f"{group.name} must be a csr_matrix or csc_matrix, got encoding-type {encoding!r}")
     by_column = encoding == "csc_matrix"
     data, columns, indptr = open_compressed(group, shape[by_column])
-    values, indices = data[...], columns[...]
-    if by_column:
-        cols = np.repeat(np.arange(shape[1]), np.diff(indptr))
-        return Observations.from_coo(indices, cols, values, shape, row_names=names[0], col_names=names[1])
-    return Observations.from_csr(indptr, indices, values, shape, row_names=names[0], col_names=names[1])
+    values, indices, weights = data[...], columns[...], open_weights(group, data.shape)
+    named = {"row_names": names[0], "col_names": names[1]}
+    if weights is None and not by_column:
+        return Observations.from_csr(indptr, indices, values, shape, **named)
+    groups = np.repeat(np.arange(indptr.size - 1), np.diff(indptr))
+    rows, cols = (indices, groups) if by_column else (groups, indices)
+    found = Observations.from_coo(rows, cols, values, shape, **named)
+    if weights is None:
+        return found
+    return found.with_weights(weights[...][np.lexsort((cols, rows))])
 
 
 # --- results ------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import numpy as np
 from fastrfm import blocks
 from fastrfm._interrupt import check
 from fastrfm._places import read_at, write_at
-from fastrfm.blocks import Compressed, RowBlock, RowBlocks, TileBlock, drawn, index_dtype_for, runs
+from fastrfm.blocks import EQUAL_WEIGHTS, Compressed, RowBlock, RowBlocks, TileBlock, drawn, index_dtype_for, runs
 from fastrfm.errors import FileFormatError, InputError, WriteError
 from fastrfm.observations import Observations
 
@@ -27,6 +27,7 @@ from fastrfm.observations import Observations
 _COPIES = 5
 
 Offsets = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Entries = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class Source(Protocol):
@@ -36,8 +37,12 @@ class Source(Protocol):
     def dtype(self) -> np.dtype:
         """float32 or float64."""
 
-    def entries(self, indptr: np.ndarray, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return (indices, values) of rows start:stop, writable and contiguous."""
+    @property
+    def is_weighted(self) -> bool:
+        """Whether there are weights."""
+
+    def entries(self, indptr: np.ndarray, start: int, stop: int) -> Entries:
+        """Return (indices, values, weights or none) of rows start:stop, writable and contiguous."""
 
 
 class OpenFile:
@@ -128,17 +133,25 @@ class Dataset:
 
 @dataclass(frozen=True)
 class FlatSource:
-    """Compressed rows: column numbers and values, one after the other."""
+    """Compressed rows: column numbers, values and weights if there are any, one after the other."""
 
     indices: RawArray | Dataset
     values: RawArray | Dataset
     index_dtype: np.dtype
     dtype: np.dtype
+    weights: RawArray | Dataset | None = None
 
-    def entries(self, indptr: np.ndarray, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    @property
+    def is_weighted(self) -> bool:
+        return self.weights is not None
+
+    def entries(self, indptr: np.ndarray, start: int, stop: int) -> Entries:
         first, last = int(indptr[start]), int(indptr[stop])
         indices = self.indices.read(first, last).astype(self.index_dtype, copy=False)
-        return indices, self.values.read(first, last).astype(self.dtype, copy=False)
+        values = self.values.read(first, last).astype(self.dtype, copy=False)
+        if self.weights is None:
+            return indices, values, EQUAL_WEIGHTS
+        return indices, values, self.weights.read(first, last).astype(np.float64, copy=False)
 
 
 @dataclass(frozen=True)
@@ -149,6 +162,7 @@ class DenseSource:
     band: int
     index_dtype: np.dtype
     dtype: np.dtype
+    is_weighted = False
 
     def bands(self, start: int, stop: int) -> Iterator[np.ndarray]:
         """Yield rows start:stop, band after band."""
@@ -158,7 +172,7 @@ class DenseSource:
             yield self.dataset.read(start, end).astype(self.dtype, copy=False)
             start = end
 
-    def entries(self, indptr: np.ndarray, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    def entries(self, indptr: np.ndarray, start: int, stop: int) -> Entries:
         n = int(indptr[stop] - indptr[start])
         indices, values, done = np.empty(n, self.index_dtype), np.empty(n, self.dtype), 0
         for band in self.bands(start, stop):
@@ -170,7 +184,7 @@ class DenseSource:
             done += found.size
         if done != n:
             raise FileFormatError("the observations of a table were changed while it was read: start over")
-        return indices, values
+        return indices, values, EQUAL_WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -187,15 +201,19 @@ class _Part:
     def dtype(self) -> np.dtype:
         return self.source.dtype
 
+    @property
+    def is_weighted(self) -> bool:
+        return self.source.is_weighted
+
     def mask(self, first: int, last: int) -> np.ndarray:
         """Return which of entries first:last belong to this part."""
         held = drawn(first, last, self.share, self.seed)
         return held if self.is_held else ~held
 
-    def entries(self, indptr: np.ndarray, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    def entries(self, indptr: np.ndarray, start: int, stop: int) -> Entries:
         keep = self.mask(int(self.whole[start]), int(self.whole[stop]))
-        indices, values = self.source.entries(self.whole, start, stop)
-        return indices[keep], values[keep]
+        indices, values, weights = self.source.entries(self.whole, start, stop)
+        return indices[keep], values[keep], weights[keep] if weights.size else weights
 
 
 class StoredObservations(RowBlocks):
@@ -222,11 +240,16 @@ class StoredObservations(RowBlocks):
         self.shape, self.indptr = shape, indptr
         self.row_names, self.col_names = names
         self._source, self._memory, self._offsets_at = source, memory, offsets_at
-        self.block_entries = max(min(memory // (_COPIES * 16), blocks.BLOCK_ENTRIES), 1)
+        n_bytes = 24 if source.is_weighted else 16
+        self.block_entries = max(min(memory // (_COPIES * n_bytes), blocks.BLOCK_ENTRIES), 1)
 
     @property
     def dtype(self) -> np.dtype:
         return self._source.dtype if self._offsets_at is None else np.dtype(np.float64)
+
+    @property
+    def is_weighted(self) -> bool:
+        return self._source.is_weighted
 
     def row_blocks(self, align: int = 1) -> Iterator[RowBlock]:
         for start, stop in runs(self.indptr, self.block_entries, align):
@@ -246,13 +269,13 @@ class StoredObservations(RowBlocks):
         vars(self).update(found)
 
     def _block(self, start: int, stop: int) -> RowBlock:
-        indices, values = self._source.entries(self.indptr, start, stop)
-        by_row = Compressed(self.indptr[start : stop + 1] - self.indptr[start], indices, values)
+        indices, values, weights = self._source.entries(self.indptr, start, stop)
+        by_row = Compressed(self.indptr[start : stop + 1] - self.indptr[start], indices, values, weights)
         block = RowBlock(start, stop, self.n_cols, by_row)
         if self._offsets_at is None:
             return block
         values = values - self._offsets_at(block.entry_rows(), indices)
-        return RowBlock(start, stop, self.n_cols, Compressed(by_row.indptr, indices, values))
+        return RowBlock(start, stop, self.n_cols, Compressed(by_row.indptr, indices, values, weights))
 
     # --- deriving ---------------------------------------------------------------------------------------------
 
@@ -301,9 +324,10 @@ class StoredObservations(RowBlocks):
             raise InputError(f"the hold-out share must leave entries on both sides, got {share!r}")
         rest = self._derived(kept, self.indptr - held_indptr, self._offsets_at)
         out = [held.entries(held_indptr, start, stop) for start, stop in runs(self.indptr, self.block_entries)]
-        indices, values = (np.concatenate(arrays) for arrays in zip(*out, strict=True))
+        indices, values, weights = (np.concatenate(arrays) for arrays in zip(*out, strict=True))
         names = {"row_names": self.row_names, "col_names": self.col_names}
-        return rest, Observations.from_csr(held_indptr, indices, values, self.shape, **names)
+        held_out = Observations.from_csr(held_indptr, indices, values, self.shape, **names)
+        return rest, held_out.with_weights(weights) if self.is_weighted else held_out
 
     def transposed(self) -> StoredObservations:
         """Return the same entries with rows and columns swapped, in files without a name that go when it does.
@@ -313,8 +337,9 @@ class StoredObservations(RowBlocks):
         indptr = np.concatenate(([0], np.cumsum(self.col_counts))).astype(np.int64)
         index_dtype = index_dtype_for(self.shape)
         rows, cols, values = (_scratch(dtype) for dtype in (index_dtype, index_dtype, self._source.dtype))
+        weights = _scratch(np.dtype(np.float64)) if self.is_weighted else None
         turned = StoredObservations(
-            FlatSource(rows, values, index_dtype, self._source.dtype),
+            FlatSource(rows, values, index_dtype, self._source.dtype, weights),
             self.shape[::-1],
             indptr,
             (self.col_names, self.row_names),
@@ -332,15 +357,18 @@ class StoredObservations(RowBlocks):
                     (rows, by_column.indices + block.start),
                     (cols, of_entry),
                     (values, by_column.values),
+                    (weights, by_column.weights),
                 ):
-                    array.write(filled[run], part[first:last])
+                    if array is not None:
+                        array.write(filled[run], part[first:last])
                 filled[run] += int(last - first)
         for start, stop in spans:
             check()
             first, last = int(indptr[start]), int(indptr[stop])
             order = np.argsort(cols.read(first, last), kind="stable")
-            rows.write(first, rows.read(first, last)[order])
-            values.write(first, values.read(first, last)[order])
+            for array in (rows, values, weights):
+                if array is not None:
+                    array.write(first, array.read(first, last)[order])
         turned.note(col_counts=self.row_counts)
         return turned
 

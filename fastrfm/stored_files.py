@@ -12,9 +12,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from fastrfm._checks import check_finite, rises_in_rows
+from fastrfm._checks import check_finite, check_weights, rises_in_rows
 from fastrfm._hdf5 import get_attribute
-from fastrfm._layout import open_compressed
+from fastrfm._layout import open_compressed, open_weights
 from fastrfm.atomic import PathLike
 from fastrfm.blocks import index_dtype_for, value_dtype_for
 from fastrfm.errors import FileFormatError, InputError
@@ -80,7 +80,9 @@ def _open_compressed(
     if encoding != "csr_matrix":
         raise FileFormatError(f"{group.name} is a {encoding!r} and does not fit into memory: {_CONVERT}")
     data, indices, indptr = open_compressed(group, shape[0])
-    source = FlatSource(_array(file, indices), _array(file, data), index_dtype, value_dtype_for(data.dtype))
+    given = open_weights(group, data.shape)
+    weights = None if given is None else _array(file, given)
+    source = FlatSource(_array(file, indices), _array(file, data), index_dtype, value_dtype_for(data.dtype), weights)
     return StoredObservations(source, shape, indptr, names, memory)
 
 
@@ -116,6 +118,8 @@ def _check_entries(observations: StoredObservations, name: str) -> None:
             wrong = int(indices.min()) if indices.min() < 0 else int(indices.max())
             raise InputError(f"column positions of {name} must lie in 0…{observations.n_cols - 1}, got {wrong}")
         check_finite(indptr, indices, values, first_row=block.start)
+        if observations.is_weighted:
+            check_weights(block.by_row.weights)
         rises = rises_in_rows(indptr, indices)
         if not rises.all():
             row = block.start + int(np.searchsorted(indptr, np.flatnonzero(~rises)[0] + 1, side="right")) - 1

@@ -96,8 +96,9 @@ def noise_level(result: CompletionResult, observations: RowBlocks) -> float:
 
     Notes
     -----
-    σ² = n masked_rmse² / (n − df); df is the sum of tr(A⁻¹ V_JᵀV_J) over rows and columns, less what both count: the
-    mean of a row times the mean of a column, r² without a penalty, where df = r (n_rows + n_cols − r).
+    σ² = Σw masked_rmse² / (n − df), of an entry of weight 1; df is the sum of tr(A⁻¹ V_JᵀV_J) over rows and columns,
+    less what both count: the mean of a row times the mean of a column, r² without a penalty, where
+    df = r (n_rows + n_cols − r).
     """
     _check_fitted(result, observations)
     with deferred():
@@ -114,7 +115,8 @@ def _noise_level(result: CompletionResult, sides: tuple[Regressions, Regressions
             f"the noise cannot be told: the fit of rank {result.rank} uses {used:.0f} degrees of freedom of {n} "
             "entries: complete with a ridge or a smaller rank, or give the noise"
         )
-    return math.sqrt(n * result.masked_rmse**2 / (n - used))
+    total_weight = float(sides[0].observations.row_weights.sum())
+    return math.sqrt(total_weight * result.masked_rmse**2 / (n - used))
 
 
 # --- prediction intervals -----------------------------------------------------------------------------------------

@@ -14,6 +14,9 @@ import numpy as np
 # --- small dense pieces -------------------------------------------------------------------------------------------
 
 
+Weights = np.ndarray | None  # one for each entry; None or empty where all are one
+
+
 def cholesky_solve(matrix: np.ndarray, rhs: np.ndarray) -> np.ndarray:
     """Return the solution of a positive definite system, by the textbook loops."""
     n = len(rhs)
@@ -279,16 +282,25 @@ def add_adjoint_columns(
     theta: float,
     directions: np.ndarray,
     out: np.ndarray,
+    weights: Weights = None,
 ) -> np.ndarray:
-    """Return `out` plus (θ P_Ω*(y − C Vᵀ))ᵀ U, entries given by column."""
-    result = out.copy()
+    """Return `out` plus (θ P_Ω*(y − C Vᵀ))ᵀ U, entries given by column; θ of an entry by its weight."""
+    result, shares = out.copy(), entry_shares(values.size, theta, weights)
     k = coefficients.shape[1]
     for j in range(len(indptr) - 1):
         for t in range(indptr[j], indptr[j + 1]):
             i = indices[t]
             residual = float(values[t]) - coefficients[i] @ basis[j, :k]
-            result[j] += theta * residual * directions[i]
+            result[j] += shares[t] * residual * directions[i]
     return result
+
+
+def entry_shares(n: int, theta: float, weights: Weights) -> np.ndarray:
+    """Return δ / (δ + λ / w) of every entry, θ = δ / (δ + λ)."""
+    if weights is None or not weights.size:
+        return np.full(n, theta)
+    delta, ridge = theta, 1.0 - theta  # only their ratio counts
+    return delta / (delta + ridge / weights)
 
 
 def replace_rows(solved: np.ndarray, overlap: np.ndarray, old: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -299,13 +311,19 @@ def replace_rows(solved: np.ndarray, overlap: np.ndarray, old: np.ndarray) -> tu
 
 
 def solve_dual_rows(
-    indptr: np.ndarray, indices: np.ndarray, values: np.ndarray, kernel_matrix: np.ndarray, ridge: float
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    values: np.ndarray,
+    kernel_matrix: np.ndarray,
+    ridge: float,
+    weights: Weights = None,
 ) -> np.ndarray:
-    """Return a of (K[J, J] + λ I) a = y for every row, concatenated."""
+    """Return a of (K[J, J] + λ diag(1/w)) a = y for every row, concatenated."""
     out = np.zeros(len(values))
+    inverse = np.ones(len(values)) if weights is None or not weights.size else 1.0 / weights
     for i in range(len(indptr) - 1):
         columns, span = entries_of(indptr, indices, i), slice(indptr[i], indptr[i + 1])
-        system = kernel_matrix[np.ix_(columns, columns)] + ridge * np.eye(columns.size)
+        system = kernel_matrix[np.ix_(columns, columns)] + ridge * np.diag(inverse[span])
         out[span] = np.linalg.solve(system, values[span].astype(np.float64))
     return out
 
@@ -326,8 +344,12 @@ def solve_factored_rows(
     basis: np.ndarray,
     penalty: np.ndarray,
     theta: float,
+    weights: Weights = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return C, X·basis and Σ r² per row, by the k × k normal equations as a stacked least-squares problem."""
+    """Return C, X·basis and Σ ω² r² / w per row, by the k × k normal equations as a stacked least-squares problem.
+
+    ω is an entry's share of its residual over θ: w over 1 − θ + θ w.
+    """
     n_rows, k = len(indptr) - 1, len(penalty)
     coefficients, projection = np.zeros((n_rows, k)), np.zeros((n_rows, basis.shape[1]))
     misfit = np.zeros(n_rows)
@@ -335,12 +357,15 @@ def solve_factored_rows(
         columns, span = entries_of(indptr, indices, i), slice(indptr[i], indptr[i + 1])
         features, observed = basis[columns][:, :k], values[span].astype(np.float64)
         # Rows sqrt(penalty) c = 0 under V c = y: minimises the ridge regression without squaring its condition.
-        stacked = np.vstack([features, np.diag(np.sqrt(penalty))])
-        coefficients[i] = np.linalg.lstsq(stacked, np.concatenate([observed, np.zeros(k)]), rcond=None)[0]
+        shares = entry_shares(len(values), theta, weights)[span]
+        roots = np.sqrt(shares / theta)
+        stacked = np.vstack([roots[:, None] * features, np.diag(np.sqrt(penalty))])
+        coefficients[i] = np.linalg.lstsq(stacked, np.concatenate([roots * observed, np.zeros(k)]), rcond=None)[0]
         residual = observed - features @ coefficients[i]
         projection[i, :k] = coefficients[i]
-        projection[i] += theta * (residual @ basis[columns])
-        misfit[i] = residual @ residual
+        projection[i] += (shares * residual) @ basis[columns]
+        own = np.ones(len(values)) if weights is None or not weights.size else weights
+        misfit[i] = np.sum((shares / theta * residual) ** 2 / own[span])
     return coefficients, projection, misfit
 
 

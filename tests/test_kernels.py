@@ -10,6 +10,7 @@ import pytest
 import reference
 from problems import haar
 
+from fastrfm.blocks import EQUAL_WEIGHTS
 from fastrfm.kernels import row_solves
 from fastrfm.kernels.adjoint import add_adjoint_columns
 from fastrfm.kernels.gram import accumulate_gram, shift_and_mirror
@@ -20,6 +21,10 @@ from fastrfm.kernels.tasks import N_TASKS, balanced_bounds
 NO_CG = 1 << 40
 CHOLESKY_SIZES = [1, 2, 3, 4, 5, 7, 31, 32, 33, 64, 65] if numba.config.DISABLE_JIT else range(1, 131)
 Csr = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def random_weights(rng, n, is_weighted):
+    return np.exp(2.0 * rng.standard_normal(n)) if is_weighted else EQUAL_WEIGHTS
 
 
 def random_csr(
@@ -41,6 +46,7 @@ def well_conditioned(rng: np.random.RandomState, n: int) -> np.ndarray:
     return root @ root.T / max(n, 1) + np.eye(n)
 
 
+WEIGHTED = pytest.mark.parametrize("is_weighted", [False, True])
 DTYPES = pytest.mark.parametrize(
     ("value_type", "index_type"), [(np.float64, np.int32), (np.float32, np.int32), (np.float64, np.int64)]
 )
@@ -130,13 +136,17 @@ def test_predict_pairs_equals_naive(n_pairs, k):
 @DTYPES
 @pytest.mark.parametrize("counts", COUNTS)
 @pytest.mark.parametrize(("k", "b"), [(0, 3), (1, 1), (3, 3), (4, 9)])
-def test_add_adjoint_columns_equals_naive(counts, k, b, value_type, index_type):
+@WEIGHTED
+def test_add_adjoint_columns_equals_naive(counts, k, b, value_type, index_type, is_weighted):
     rng = np.random.RandomState(k)
     indptr, indices, values = random_csr(rng, counts, 7, value_type, index_type)
     coefficients, basis = rng.standard_normal((7, k)), rng.standard_normal((len(counts), b))
     directions, out = rng.standard_normal((7, b)), rng.standard_normal((len(counts), b))
-    twin = reference.add_adjoint_columns(indptr, indices, values, coefficients, basis, 0.6, directions, out)
-    add_adjoint_columns(bounds_of(indptr), indptr, indices, values, coefficients, basis, k, 0.6, directions, out)
+    weights = random_weights(rng, values.size, is_weighted)
+    twin = reference.add_adjoint_columns(indptr, indices, values, coefficients, basis, 0.6, directions, out, weights)
+    add_adjoint_columns(
+        bounds_of(indptr), indptr, indices, values, weights, coefficients, basis, k, 0.6, directions, out
+    )
     np.testing.assert_allclose(out, twin, atol=1e-12)
 
 
@@ -158,15 +168,17 @@ def test_replace_rows_equals_naive(n_rows, k, n_old, width):
 @DTYPES
 @pytest.mark.parametrize("ridge", [0.0, 0.4])
 @pytest.mark.parametrize("counts", COUNTS)
-def test_dual_rows_equal_naive(counts, ridge, value_type, index_type):
+@WEIGHTED
+def test_dual_rows_equal_naive(counts, ridge, value_type, index_type, is_weighted):
     rng = np.random.RandomState(len(counts))
     indptr, indices, values = random_csr(rng, counts, 7, value_type, index_type)
     kernel_matrix = well_conditioned(rng, 7)
     before = kernel_matrix.copy()
-    twin = reference.solve_dual_rows(indptr, indices, values, kernel_matrix, ridge)
+    weights = random_weights(rng, values.size, is_weighted)
+    twin = reference.solve_dual_rows(indptr, indices, values, kernel_matrix, ridge, weights)
     for cg_from in (0, 4, NO_CG):
         out = np.full(values.size, np.nan)
-        solve_dual_rows(bounds_of(indptr), indptr, indices, values, kernel_matrix, ridge, cg_from, out)
+        solve_dual_rows(bounds_of(indptr), indptr, indices, values, weights, kernel_matrix, ridge, cg_from, out)
         np.testing.assert_allclose(out, twin, rtol=1e-10, atol=1e-12)
     np.testing.assert_array_equal(kernel_matrix, before)
 
@@ -177,7 +189,7 @@ def test_cholesky_at_every_size_equals_naive(n):
     indptr, indices, values = random_csr(rng, [n], n + 3)
     kernel_matrix = well_conditioned(rng, n + 3)
     out = np.full(n, np.nan)
-    solve_dual_rows(bounds_of(indptr), indptr, indices, values, kernel_matrix, 0.1, NO_CG, out)
+    solve_dual_rows(bounds_of(indptr), indptr, indices, values, EQUAL_WEIGHTS, kernel_matrix, 0.1, NO_CG, out)
     system = kernel_matrix[np.ix_(indices, indices)] + 0.1 * np.eye(n)
     np.testing.assert_allclose(out, reference.cholesky_solve(system, values), rtol=1e-9, atol=1e-12)
 
@@ -188,7 +200,7 @@ def test_rows_of_many_lengths_share_a_workspace():
     indptr, indices, values = random_csr(rng, [40, 1, 33, 2, 0, 39, 5] * 12, 40)
     kernel_matrix = well_conditioned(rng, 40)
     out, estimate = np.full(values.size, np.nan), np.full((84, 40), np.nan)
-    solve_dual_rows(np.array([0, 84]), indptr, indices, values, kernel_matrix, 0.0, NO_CG, out)
+    solve_dual_rows(np.array([0, 84]), indptr, indices, values, EQUAL_WEIGHTS, kernel_matrix, 0.0, NO_CG, out)
     np.testing.assert_allclose(
         out, reference.solve_dual_rows(indptr, indices, values, kernel_matrix, 0.0), rtol=1e-9, atol=1e-12
     )
@@ -204,7 +216,7 @@ def test_singular_consistent_systems_interpolate(n, rank):
     kernel_matrix = (vectors * np.linspace(1, 2, rank)) @ vectors.T
     values = kernel_matrix @ rng.standard_normal(n)
     indptr, indices, out = np.array([0, n]), np.arange(n, dtype=np.int32), np.full(n, np.nan)
-    solve_dual_rows(np.array([0, 1]), indptr, indices, values, kernel_matrix, 0.0, NO_CG, out)
+    solve_dual_rows(np.array([0, 1]), indptr, indices, values, EQUAL_WEIGHTS, kernel_matrix, 0.0, NO_CG, out)
     assert np.isfinite(out).all()
     # The solution is not unique, what it predicts is.
     np.testing.assert_allclose(kernel_matrix @ out, values, atol=1e-6 * np.abs(values).max())
@@ -212,7 +224,7 @@ def test_singular_consistent_systems_interpolate(n, rank):
 
 def test_zero_kernel_gives_zero():
     indptr, indices, out = np.array([0, 3]), np.arange(3, dtype=np.int32), np.full(3, np.nan)
-    solve_dual_rows(np.array([0, 1]), indptr, indices, np.ones(3), np.zeros((3, 3)), 0.0, NO_CG, out)
+    solve_dual_rows(np.array([0, 1]), indptr, indices, np.ones(3), EQUAL_WEIGHTS, np.zeros((3, 3)), 0.0, NO_CG, out)
     np.testing.assert_array_equal(out, 0.0)
 
 
@@ -228,7 +240,9 @@ def test_conjugate_gradients_are_taken_and_right_where_they_converge():
     found = {}
     for cg_from in (0, n, n + 1):
         found[cg_from] = np.full(n, np.nan)
-        solve_dual_rows(np.array([0, 1]), indptr, indices, values, kernel_matrix, 0.5, cg_from, found[cg_from])
+        solve_dual_rows(
+            np.array([0, 1]), indptr, indices, values, EQUAL_WEIGHTS, kernel_matrix, 0.5, cg_from, found[cg_from]
+        )
         np.testing.assert_allclose(
             found[cg_from], np.linalg.solve(kernel_matrix + 0.5 * np.eye(n), values), rtol=1e-9, atol=1e-13
         )
@@ -246,8 +260,8 @@ def test_rows_that_conjugate_gradients_give_up_are_factorised():
     values = rng.standard_normal(n)
     indptr, indices = np.array([0, n]), np.arange(n, dtype=np.int32)
     tried, factorised = np.full(n, np.nan), np.full(n, np.nan)
-    solve_dual_rows(np.array([0, 1]), indptr, indices, values, kernel_matrix, 0.0, 0, tried)
-    solve_dual_rows(np.array([0, 1]), indptr, indices, values, kernel_matrix, 0.0, NO_CG, factorised)
+    solve_dual_rows(np.array([0, 1]), indptr, indices, values, EQUAL_WEIGHTS, kernel_matrix, 0.0, 0, tried)
+    solve_dual_rows(np.array([0, 1]), indptr, indices, values, EQUAL_WEIGHTS, kernel_matrix, 0.0, NO_CG, factorised)
     np.testing.assert_array_equal(tried, factorised)
     np.testing.assert_allclose(kernel_matrix @ tried, values, atol=1e-8)
 
@@ -289,7 +303,8 @@ def test_expand_rows_equals_naive(n_cols, value_type, index_type):
 @pytest.mark.parametrize(
     ("k", "b"), [(0, 1), (0, 4), (1, 1), (2, 5), (3, 3), (4, 4), (5, 9), (8, 8), (9, 12), (13, 13)]
 )
-def test_factored_rows_equal_naive(k, b, value_type, index_type):
+@WEIGHTED
+def test_factored_rows_equal_naive(k, b, value_type, index_type, is_weighted):
     # Lengths on both sides of k: the dual path below it, the primal one from it on.
     rng = np.random.RandomState(k)
     counts = [0, 1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 14, 0, 20, 1]
@@ -297,8 +312,9 @@ def test_factored_rows_equal_naive(k, b, value_type, index_type):
     basis, penalty = haar(rng, 20, b), rng.random_sample(k) + 0.05
     n_rows = len(counts)
     found = np.full((n_rows, k), np.nan), np.full((n_rows, b), np.nan), np.full(n_rows, np.nan)
-    solve_factored_rows(bounds_of(indptr), indptr, indices, values, basis, penalty, 0.7, *found)
-    twins = reference.solve_factored_rows(indptr, indices, values, basis, penalty, 0.7)
+    weights = random_weights(rng, values.size, is_weighted)
+    solve_factored_rows(bounds_of(indptr), indptr, indices, values, weights, basis, penalty, 0.7, *found)
+    twins = reference.solve_factored_rows(indptr, indices, values, basis, penalty, 0.7, weights)
     for array, twin in zip(found, twins, strict=True):
         np.testing.assert_allclose(array, twin, atol=1e-11)
 
@@ -310,7 +326,7 @@ def test_factored_rows_past_a_panel_equal_naive(k):
     indptr, indices, values = random_csr(rng, counts, 90)
     basis, penalty = haar(rng, 90, k + 2), rng.random_sample(k) + 0.05
     found = np.full((6, k), np.nan), np.full((6, k + 2), np.nan), np.full(6, np.nan)
-    solve_factored_rows(np.array([0, 6]), indptr, indices, values, basis, penalty, 1.0, *found)
+    solve_factored_rows(np.array([0, 6]), indptr, indices, values, EQUAL_WEIGHTS, basis, penalty, 1.0, *found)
     twins = reference.solve_factored_rows(indptr, indices, values, basis, penalty, 1.0)
     for array, twin in zip(found, twins, strict=True):
         np.testing.assert_allclose(array, twin, atol=1e-10)
@@ -325,6 +341,8 @@ def test_factored_rows_reproduce_exact_data_as_penalties_fade(count):
     penalty = np.array([1e-22, 1e-21, 1e-20, 0.3, 5.0, 1e6])
     true = rng.standard_normal(3)
     found = np.empty((1, 6)), np.empty((1, 6)), np.empty(1)
-    solve_factored_rows(np.array([0, 1]), indptr, indices, (basis[:, :3] @ true)[indices], basis, penalty, 1.0, *found)
+    solve_factored_rows(
+        np.array([0, 1]), indptr, indices, (basis[:, :3] @ true)[indices], EQUAL_WEIGHTS, basis, penalty, 1.0, *found
+    )
     np.testing.assert_allclose(found[0][0], [*true, 0, 0, 0], atol=1e-10)
     assert found[2][0] < 1e-20

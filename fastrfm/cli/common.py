@@ -15,7 +15,7 @@ import click
 
 from fastrfm.cli import ITERATION_KEY
 from fastrfm.errors import InputError, NotConvergedWarning
-from fastrfm.options import AUTO, DEVICES, EXACT_TOL, METHODS, NOISY_TOL, SMOOTHING_RULES, CompletionOptions
+from fastrfm.options import AUTO, DEVICES, EXACT_TOL, JOINT, METHODS, NOISY_TOL, SMOOTHING_RULES, CompletionOptions
 from fastrfm.words import count as count  # part of this module's face
 from fastrfm.words import shape_in_words as shape_in_words
 from fastrfm.words import share_in_words as share_in_words
@@ -127,6 +127,25 @@ _SOLVER_OPTIONS = (
         help="Fit mean, row and column offsets first and complete what is left. [default: auto]",
     ),
     click.option(
+        "--joint-offsets",
+        is_flag=True,
+        help="Fit offsets and the rest in turn until both have settled: several fits.",
+    ),
+    click.option(
+        "--count-power",
+        type=float,
+        default=_DEFAULT.count_power,
+        show_default=True,
+        help="Share of the penalty of rows and columns: their number of entries to this power, 0 to 1.",
+    ),
+    click.option(
+        "--huber",
+        type=float,
+        default=_DEFAULT.huber,
+        help="Residuals beyond this many robust standard deviations count linearly: 1.345 is usual where there are "
+        "outliers. Several fits. [default: squares]",
+    ),
+    click.option(
         "--implicit",
         type=NumberOrAuto(int),
         default=AUTO,
@@ -183,6 +202,8 @@ def solver_options(function: Callable[..., Any]) -> Callable[..., Any]:
     def with_options(**arguments: Any) -> Any:
         values = {name: arguments.pop(name) for name in asdict(_DEFAULT)}
         values["offsets"] = AUTO if values["offsets"] is None else values["offsets"]
+        if arguments.pop("joint_offsets"):
+            values["offsets"] = JOINT
         try:
             options = CompletionOptions(**values)
         except InputError as error:
@@ -278,7 +299,9 @@ def options_in_words(result: CompletionResult) -> str:
     parts = [str(used["method"]), f"agop-power {used['agop_power']:g}", f"ridge {used['ridge']:g}"]
     if used["rank"] is not None:
         parts.append(f"rank at most {used['rank']}")
-    parts += ["with offsets"] if used["offsets"] else []
+    parts += [f"with {'joint ' if used['offsets'] == JOINT else ''}offsets"] if used["offsets"] else []
+    parts += [f"count-power {used['count_power']:g}"] if used.get("count_power") else []
+    parts += [f"huber {used['huber']:g}"] if used.get("huber") else []
     parts += [f"implicit {used['implicit']}"] if used.get("implicit") else []
     if used["smoothing"] != _DEFAULT.smoothing:
         parts.append(f"smoothing {used['smoothing']}")

@@ -14,15 +14,18 @@ from fastrfm._numba import parallel_kernel
 
 
 @parallel_kernel
-def add_adjoint_columns(bounds, indptr, indices, values, coefficients, basis, k, theta, directions, out):
-    """Add theta · Σ_i (y_ij - c_i·v_j) u_i to row j of `out`, for every column j of a row block.
+def add_adjoint_columns(bounds, indptr, indices, values, weights, coefficients, basis, k, theta, directions, out):
+    """Add Σ_i theta_ij (y_ij - c_i·v_j) u_i to row j of `out`, for every column j of a row block.
+
+    theta_ij is `theta`, with weights w theta·w / (1 - theta + theta·w).
 
     Parameters
     ----------
     bounds : (n_tasks + 1,) int64
         Columns of each task.
-    indptr, indices, values
-        The block by column; indices are local row numbers, values float32 or float64.
+    indptr, indices, values, weights
+        The block by column; indices are local row numbers, values float32 or float64; weights float64, empty where all
+        are one.
     coefficients : (n_block_rows, >= k) float64
     basis : (n_cols, >= k) float64
     k : int
@@ -41,6 +44,8 @@ def add_adjoint_columns(bounds, indptr, indices, values, coefficients, basis, k,
                 for a in range(k):
                     residual -= coefficients[i, a] * features[a]
                 residual *= theta
+                if weights.size:
+                    residual *= weights[t] / (1.0 - theta + theta * weights[t])
                 source = directions[i]
                 for a in range(b):
                     target[a] += residual * source[a]

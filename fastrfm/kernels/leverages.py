@@ -16,8 +16,8 @@ _LEAST_PIVOT = 1e-11  # of its diagonal element; below it a direction is not det
 
 
 @inner
-def _penalised_gram(indices, features, penalty, system):
-    """Write the lower triangle of F_JᵀF_J + diag(penalty), J = `indices`."""
+def _penalised_gram(indices, weights, features, penalty, system):
+    """Write the lower triangle of F_JᵀF_J + diag(penalty), J = `indices`; with weights F_Jᵀ diag(w) F_J."""
     k = penalty.size
     for a in range(k):
         for b in range(a):
@@ -25,10 +25,11 @@ def _penalised_gram(indices, features, penalty, system):
         system[a, a] = penalty[a]
     for t in range(indices.size):
         source = features[indices[t]]
+        own = weights[t] if weights.size else 1.0
         for a in range(k):
-            weight = source[a]
+            scaled = own * source[a]
             for b in range(a + 1):
-                system[a, b] += weight * source[b]
+                system[a, b] += scaled * source[b]
 
 
 @inner
@@ -67,7 +68,7 @@ def _solved_square(system, reciprocal, first, work):
 
 @parallel_kernel
 def group_leverages(
-    bounds, groups, indptr, indices, features, penalty, wanted_ends, wanted, out_leverages, out_freedom
+    bounds, groups, indptr, indices, weights, features, penalty, wanted_ends, wanted, out_leverages, out_freedom
 ):
     """Write the leverages of wanted positions, group by group, and the degrees of freedom that each group uses.
 
@@ -77,8 +78,8 @@ def group_leverages(
         Elements of `groups` of each task.
     groups : (n_groups,) int64
         Which groups of the block.
-    indptr, indices
-        The block by group.
+    indptr, indices, weights
+        The block by group; weights float64, empty where all are one.
     features : (n_positions, k) float64
     penalty : (k,) float64
         At least 0.
@@ -101,7 +102,9 @@ def group_leverages(
         for g in range(bounds[task], bounds[task + 1]):
             group = groups[g]
             n = indptr[group + 1] - indptr[group]
-            _penalised_gram(indices[indptr[group] : indptr[group + 1]], features, penalty, system)
+            first, last = indptr[group], indptr[group + 1]
+            own_weights = weights[first:last] if weights.size else weights
+            _penalised_gram(indices[first:last], own_weights, features, penalty, system)
             is_determined = _factorise(system, reciprocal)
             freedom = float(k)
             if is_determined:

@@ -182,14 +182,14 @@ def _gather_system(feature_gram, columns, ridge, matrix):
 
 
 @parallel_kernel
-def solve_dual_rows(bounds, indptr, indices, values, feature_gram, ridge, cg_from, out):
-    """Solve (K[J,J] + ridge I) a = y for every row of a block, J its observed columns.
+def solve_dual_rows(bounds, indptr, indices, values, weights, feature_gram, ridge, cg_from, out):
+    """Solve (K[J,J] + ridge diag(1/w)) a = y for every row of a block, J its observed columns.
 
     Parameters
     ----------
     bounds : (n_tasks + 1,) int64
-    indptr, indices, values
-        The block by row; values float32 or float64.
+    indptr, indices, values, weights
+        The block by row; values float32 or float64; weights float64, empty where all are one.
     feature_gram : (n_cols, n_cols) float64
         K, symmetric.
     ridge : float
@@ -216,9 +216,16 @@ def solve_dual_rows(bounds, indptr, indices, values, feature_gram, ridge, cg_fro
             rhs = out[start : start + n]
             for a in range(n):
                 rhs[a] = values[start + a]
+            least = ridge
             _gather_system(feature_gram, indices[start : start + n], ridge, matrix)
+            if weights.size and n:
+                heaviest = 0.0
+                for a in range(n):
+                    matrix[a, a] += ridge * (1.0 / weights[start + a] - 1.0)
+                    heaviest = max(heaviest, weights[start + a])
+                least = ridge / heaviest
             solved = False
-            if n >= cg_from and ridge > 0.0 and _conjugate_gradient_steps(matrix, n, ridge) < n // _CG_BUDGET:
+            if n >= cg_from and ridge > 0.0 and _conjugate_gradient_steps(matrix, n, least) < n // _CG_BUDGET:
                 solved = _conjugate_gradients(matrix, n, rhs, n // _CG_BUDGET, work)
             if not solved:
                 _cholesky_solve(matrix, n, rhs, reciprocal)
@@ -344,17 +351,18 @@ def _regress_short_row(gathered, n, penalty, scaled, n_scaled, system, reciproca
 
 @parallel_kernel
 def solve_factored_rows(
-    bounds, indptr, indices, values, basis, penalty, theta, out_coefficients, out_projection, out_misfit
+    bounds, indptr, indices, values, weights, basis, penalty, theta, out_coefficients, out_projection, out_misfit
 ):
     """Ridge-regress every row of a block on the leading directions, and project the resulting estimate.
 
     For row i with V = basis[J, :k]: ``(VᵀV + diag(penalty)) c = Vᵀ y``, ``r = y - V c``, and the row of X·basis,
-    ``[c, 0] + theta rᵀ basis[J]``.
+    ``[c, 0] + theta rᵀ basis[J]``. With weights w every product over the entries has
+    Ω = diag(w / (1 - theta + theta w)) in its middle: V and y are scaled by the roots of Ω.
 
     Parameters
     ----------
-    bounds, indptr, indices, values
-        Tasks and the block by row; values float32 or float64.
+    bounds, indptr, indices, values, weights
+        Tasks and the block by row; values float32 or float64; weights float64, empty where all are one.
     basis : (n_cols, b) float64
         Orthonormal columns, b >= k.
     penalty : (k,) float64
@@ -364,7 +372,8 @@ def solve_factored_rows(
     out_coefficients : (n_block_rows, k) float64, written
     out_projection : (n_block_rows, b) float64, written
     out_misfit : (n_block_rows,) float64, written
-        Sum of r² over the row. A task owns its rows of all three outputs.
+        Sum of r² over the row; with weights that of w (r / (1 - theta + theta w))², which is w times the estimate's
+        misfit over 1 - theta, squared. A task owns its rows of all three outputs.
 
     Notes
     -----
@@ -389,9 +398,13 @@ def solve_factored_rows(
             n_padded = (n + 7) // 8 * 8  # whole vectors: the inner loops need no remainder
             for t in range(n):
                 source = basis[indices[start + t]]
-                residual[t] = values[start + t]
+                scale = 1.0
+                if weights.size:
+                    weight = weights[start + t]
+                    scale = np.sqrt(weight / (1.0 - theta + theta * weight))
+                residual[t] = scale * values[start + t]
                 for a in range(n_basis):
-                    gathered[a, t] = source[a]
+                    gathered[a, t] = scale * source[a]
             for t in range(n, n_padded):
                 residual[t] = 0.0
                 for a in range(n_basis):
@@ -409,6 +422,10 @@ def solve_factored_rows(
             misfit = 0.0
             for t in range(n_padded):
                 misfit += residual[t] * residual[t]
+            if weights.size:
+                misfit = 0.0
+                for t in range(n):
+                    misfit += residual[t] * residual[t] / (1.0 - theta + theta * weights[start + t])
             out_misfit[i] = misfit
             for a in range(n_basis):
                 total = 0.0

@@ -37,6 +37,11 @@ def digest_of_result(result: CompletionResult | None) -> str:
     return hashlib.blake2b(result.left.tobytes() + result.right.tobytes(), digest_size=16).hexdigest()
 
 
+def digest_of_mask(is_held: np.ndarray) -> str:
+    """Return a digest of which entries are held out."""
+    return hashlib.blake2b(np.packbits(is_held).tobytes(), digest_size=16).hexdigest()
+
+
 def digest(observations: RowBlocks) -> str:
     """Return a digest of shape, dtype, positions and values; the same wherever they are and however they are read."""
     positions, values = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
@@ -45,6 +50,7 @@ def digest(observations: RowBlocks) -> str:
     for block in observations.row_blocks():
         positions.update(block.by_row.indices.data)
         values.update(block.by_row.values.data)
+        values.update(block.by_row.weights.data)
     return positions.hexdigest() + values.hexdigest()
 
 

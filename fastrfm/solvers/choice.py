@@ -63,11 +63,13 @@ def is_answer(monitor: Monitor, data_norm: float) -> bool:
     return bool(is_at_end and monitor.error_estimate <= _EXACT)
 
 
-def counting_on(callback: Callable[[Iteration], Any] | None, earlier: Monitor) -> Callable[[Iteration], Any] | None:
-    """Return a callback whose iterations and seconds count on from those of an earlier run."""
+def counting_on(
+    callback: Callable[[Iteration], Any] | None, earlier: dict[str, np.ndarray]
+) -> Callable[[Iteration], Any] | None:
+    """Return a callback whose iterations and seconds count on from those of an earlier run, given its history."""
     if callback is None:
         return None
-    n_before, seconds_before = earlier.n_iter, earlier.seconds
+    n_before, seconds_before = len(earlier["seconds"]), float(earlier["seconds"][-1])
 
     def count_on(seen: Iteration) -> Any:
         return callback(replace(seen, iteration=seen.iteration + n_before, seconds=seen.seconds + seconds_before))

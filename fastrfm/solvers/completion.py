@@ -21,10 +21,11 @@ from fastrfm.factors import canonical_factors
 from fastrfm.kernels.residual import masked_residual
 from fastrfm.observations import Observations
 from fastrfm.options import AUTO, TWO_SIDED_POWER, CompletionOptions
-from fastrfm.results import CompletionResult
-from fastrfm.solvers.automatic import run_automatically
-from fastrfm.solvers.checkpoint import Checkpoint, digest, digest_of_result
+from fastrfm.results import CompletionResult, Offsets
+from fastrfm.solvers.automatic import AutomaticFit, united
+from fastrfm.solvers.checkpoint import Checkpoint, digest, digest_of_mask, digest_of_result
 from fastrfm.solvers.monitor import Iteration
+from fastrfm.solvers.rounds import Fit, fit_in_rounds
 from fastrfm.solvers.runs import Outcome, run
 from fastrfm.solvers.side_information import SideInformation
 
@@ -39,6 +40,8 @@ def complete(
     agop_power: float | str = CompletionOptions.agop_power,
     ridge: float | str = CompletionOptions.ridge,
     offsets: bool | str = CompletionOptions.offsets,
+    count_power: float = CompletionOptions.count_power,
+    huber: float | None = CompletionOptions.huber,
     implicit: int | str = CompletionOptions.implicit,
     side_weight: float = CompletionOptions.side_weight,
     bounds: tuple[float, float] | str | None = CompletionOptions.bounds,
@@ -63,9 +66,9 @@ def complete(
     Parameters
     ----------
     observations : Observations or StoredObservations
-        The known entries.
-    rank, method, agop_power, ridge, offsets, implicit, side_weight, bounds, one_standard_error, tol, max_iter, \
-    smoothing, random_state, n_threads, device
+        The known entries, with weights of their own if they have any (``Observations.with_weights``).
+    rank, method, agop_power, ridge, offsets, count_power, huber, implicit, side_weight, bounds, one_standard_error, \
+    tol, max_iter, smoothing, random_state, n_threads, device
         See :class:`fastrfm.options.CompletionOptions`.
     callback : callable, optional
         Called with an :class:`~fastrfm.solvers.monitor.Iteration` after each iteration; returning True stops.
@@ -109,9 +112,10 @@ def complete(
 
     Notes
     -----
-    Minimises ½‖P_Ω(X − Y)‖² + λ ψ(X) with ψ the smoothed Schatten-p penalty, p = 2 − 4 agop_power; with λ = 0, ψ(X)
-    among the X that interpolate the data. The kernels' threads do not survive a fork: start worker processes by
-    "spawn" or "forkserver" (joblib does). Source: Radhakrishnan, Belkin, Drusvyatskiy, arXiv 2401.04553.
+    Minimises ½ Σ w (X − Y)² over the observed entries + λ ψ(X), with ψ the smoothed Schatten-p penalty,
+    p = 2 − 4 agop_power, and weights w of one unless the observations have others; with λ = 0, ψ(X) among the X that
+    interpolate the data. The kernels' threads do not survive a fork: start worker processes by "spawn" or "forkserver"
+    (joblib does). Source: Radhakrishnan, Belkin, Drusvyatskiy, arXiv 2401.04553.
 
     Examples
     --------
@@ -134,6 +138,8 @@ def complete(
         agop_power=agop_power,
         ridge=ridge,
         offsets=offsets,
+        count_power=count_power,
+        huber=huber,
         implicit=implicit,
         side_weight=side_weight,
         bounds=bounds,
@@ -152,18 +158,32 @@ def complete(
         options = options.settled()
         if validation is not None:
             raise InputError('validation goes with a ridge that is "auto": give one of the two')
+    is_held = None
+    if validation is not None:
+        observations, is_held = united(observations, validation)
+    if options.huber is not None and options.ridge == 0.0:
+        raise InputError('huber needs a ridge, for without one every entry is met: give one, or ridge="auto"')
     _check_size(observations, TWO_SIDED_POWER if options.agop_power == AUTO else float(options.agop_power))
+    needs_weights = observations.is_weighted or options.count_power > 0.0 or options.huber is not None
+    if needs_weights and (options.method == "two-sided" or start is not None):
+        raise InputError(
+            'method="two-sided" and start know no weights, count_power and huber: use method="factored" or "dense"'
+        )
     threads = check_thread_count(n_threads)
     with deferred(), thread_limit(threads):
         keeper = None
         if checkpoint is not None:
             about = {**options.as_dict(), "start": digest_of_result(start), "observations": digest(observations)}
             about["side"] = side.digest() if side else ""
+            about["validation"] = "" if is_held is None else digest_of_mask(is_held)
             keeper = Checkpoint.open(checkpoint, every, about, resume=resume)
-        if is_automatic:
-            outcome = run_automatically(observations, options, side, validation, callback, keeper)
-        else:
-            outcome = run(observations, options, side, callback, start, keeper)
+
+        def fit_given(entries: RowBlocks, offsets: Offsets | None, watch: Callable[[Iteration], Any] | None) -> Outcome:
+            return run(entries, options, side, watch, start, keeper, offsets)
+
+        automatic = AutomaticFit(options, side, is_held, keeper)
+        fit: Fit = automatic if is_automatic else fit_given  # type: ignore[assignment]
+        outcome = fit_in_rounds(fit, observations, options, callback, keeper)
         trouble = _trouble(outcome)
         if trouble:
             warnings.warn(trouble, NotConvergedWarning, stacklevel=2)
@@ -242,8 +262,9 @@ def _masked_rmse(observations: RowBlocks, left: np.ndarray, right: np.ndarray) -
             right,
             residual,
         )
-        np.add.at(row_sums, block.entry_rows(), residual * residual)
-    return float(np.sqrt(row_sums.sum() / observations.n_observed))
+        square = residual * residual
+        np.add.at(row_sums, block.entry_rows(), square * entries.weights if observations.is_weighted else square)
+    return float(np.sqrt(row_sums.sum() / observations.row_weights.sum()))
 
 
 def _with_means(observations: RowBlocks, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

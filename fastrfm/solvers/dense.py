@@ -69,7 +69,7 @@ def slab_buffer(observations: RowBlocks) -> np.ndarray:
 def estimate_slabs(
     observations: RowBlocks, kernel_matrix: np.ndarray, ridge: float, buffer: np.ndarray | None = None
 ) -> Iterator[tuple[int, np.ndarray, float]]:
-    """Yield (first row, slab of X, Σ (X − Y)² over its observed entries), slab after slab.
+    """Yield (first row, slab of X, Σ w (X − Y)² over its observed entries), slab after slab.
 
     Parameters
     ----------
@@ -91,24 +91,24 @@ def estimate_slabs(
         for start in range(block.start, block.stop, height):
             stop = min(start + height, block.stop)
             slab = buffer[: stop - start]
-            duals = _solve_slab(block, start, stop, kernel_matrix, ridge, slab)
-            # On observed entries X − Y = −λ a, exactly.
-            yield start, slab, ridge * ridge * float(duals @ duals)
+            yield start, slab, ridge * ridge * _solve_slab(block, start, stop, kernel_matrix, ridge, slab)
 
 
 def _solve_slab(
     block: RowBlock, start: int, stop: int, kernel_matrix: np.ndarray, ridge: float, slab: np.ndarray
-) -> np.ndarray:
+) -> float:
+    """Write a slab of the estimate; return Σ w (X − Y)² / λ² over its observed entries, where X − Y = −λ a / w."""
     pointers = block.by_row.indptr[start - block.start : stop - block.start + 1]
     first, last = pointers[0], pointers[-1]
     indptr = pointers - first
-    indices, values = block.by_row.indices[first:last], block.by_row.values[first:last]
+    entries = block.by_row
+    indices, values, weights = (part[first:last] for part in (entries.indices, entries.values, entries.weights))
     counts = np.diff(indptr).astype(np.float64)
     duals = np.empty(values.size)
     bounds = balanced_bounds(counts**3 / 6 + 16 * counts**2 + 10)
-    solve_dual_rows(bounds, indptr, indices, values, kernel_matrix, ridge, CG_FROM, duals)
+    solve_dual_rows(bounds, indptr, indices, values, weights, kernel_matrix, ridge, CG_FROM, duals)
     expand_rows(indptr, indices, duals, kernel_matrix, slab)
-    return duals
+    return float(duals @ (duals / weights if weights.size else duals))
 
 
 def dense_step(
@@ -161,7 +161,7 @@ def solve_dense(
         The estimate, cut to `options.rank` and to the directions above the tolerance.
     monitor : Monitor
     """
-    data_norm = observations.norm
+    data_norm, total_weight = observations.norm, float(observations.row_weights.sum())
     monitor = Monitor(options, data_norm, callback)
     smoothing = data_norm if isinstance(options.smoothing, str) else float(options.smoothing)
     least = ridge_smoothing(options.ridge, options.agop_power, options.effective_tol)
@@ -191,7 +191,7 @@ def solve_dense(
             floor=floor,
             norm=norm,
             change=change,
-            masked_rmse=float(np.sqrt(step.masked_square_sum / observations.n_observed)),
+            masked_rmse=float(np.sqrt(step.masked_square_sum / total_weight)),
             rank=0,
         )
         if is_done:

@@ -31,6 +31,9 @@ from fastrfm.solvers.smoothing import ridge_smoothing
 
 _LARGEST_BLOCK = 128  # directions followed without a rank: a search cannot afford more, and predictions hardly gain
 _FIRST_STEPS = 4  # block power steps on the observations themselves
+# Share of them that those steps take: with weights w the share of an entry is then w times this one, as it is where a
+# ridge leaves next to nothing. A power of two, that changes no bit otherwise.
+_FAINT = 2.0**-40
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,8 @@ class Descent:
     Attributes
     ----------
     singular_values : (b,) float64
-        At first those of the observations with zeros elsewhere: beyond the first of them no ridge leaves anything at
-        agop_power 1/4.
+        At first those of the observations, times their weights, with zeros elsewhere: beyond the first of them no
+        ridge leaves anything at agop_power 1/4.
     basis : (n_cols, b) float64
     part : LowRankPart or None
         Of the last iteration.
@@ -80,9 +83,10 @@ class Descent:
     def begin(self) -> Descent:
         """Start from the observations themselves, by block power steps."""
         for _ in range(_FIRST_STEPS):
-            features = FeatureFactors(self.basis, np.zeros(0), 1.0)
+            features = FeatureFactors(self.basis, np.zeros(0), _FAINT)
             regression = regress_rows(self.observations, features)
             self.singular_values, self.basis = subspace_step(self.observations, features, regression)
+        self.singular_values /= _FAINT
         return self
 
     def copy(self) -> Descent:
@@ -152,6 +156,7 @@ def follow(
         ``stop_reason`` is "schedule" at the end of it.
     """
     steps = [(stage.agop_power, stage.ridge) for stage in schedule for _ in range(stage.n_iter)]
+    total_weight = float(observations.row_weights.sum())
     monitor = Monitor(options, observations.norm, callback, n_planned=len(steps))
     descent = Descent(observations, options.rank, options.random_state)
     if checkpoint is not None and (state := checkpoint.take()) is not None:
@@ -172,7 +177,7 @@ def follow(
             floor=smoothing,
             norm=float(np.linalg.norm(descent.part.coefficients)),
             change=descent.change,
-            masked_rmse=(1.0 - theta) * float(np.sqrt(descent.square_sum / observations.n_observed)),
+            masked_rmse=(1.0 - theta) * float(np.sqrt(descent.square_sum / total_weight)),
             rank=descent.rank,
         )
     left, right = descent.factors()

@@ -6,9 +6,10 @@ derivation, by Woodbury's identity):
 
     (V_JᵀV_J + (λ+δ) diag(1/d)) c_i = V_Jᵀ y_i,   X = C Vᵀ + θ P_Ω*(y − C Vᵀ),   θ = δ / (λ+δ)
 
-X is low-rank plus sparse; its next σ, V come from one warm-started block subspace step, U = orth(X V) in the same
-sweep as the row solves and Xᵀ U in a sweep by columns: two passes over the observations an iteration, and memory for
-the observations and a few (n_rows + n_cols) x k arrays.
+With weights w of the squared misfits an entry's own share is θ w / (1 − θ + θ w) in place of θ, and V_J and y_J are
+scaled by the roots of w / (1 − θ + θ w). X is low-rank plus sparse; its next σ, V come from one warm-started block
+subspace step, U = orth(X V) in the same sweep as the row solves and Xᵀ U in a sweep by columns: two passes over the
+observations an iteration, and memory for the observations and a few (n_rows + n_cols) x k arrays.
 """
 
 from __future__ import annotations
@@ -155,6 +156,7 @@ def regress_rows(observations: RowBlocks, features: FeatureFactors, before: LowR
             entries.indptr,
             entries.indices,
             entries.values,
+            entries.weights,
             features.basis,
             features.penalty,
             features.theta,
@@ -180,6 +182,7 @@ def multiply_transposed(
             entries.indptr,
             entries.indices,
             entries.values,
+            entries.weights,
             part.coefficients[span],
             features.basis,
             k,
@@ -228,7 +231,7 @@ def solve_factored(
         The low-rank part of the estimate, cut to `options.rank` and to the directions above the tolerance.
     monitor : Monitor
     """
-    data_norm = observations.norm
+    data_norm, total_weight = observations.norm, float(observations.row_weights.sum())
     monitor = Monitor(options, data_norm, callback)
     smoothing = data_norm if isinstance(options.smoothing, str) else float(options.smoothing)
     floor = max(_FLOOR * data_norm, ridge_smoothing(options.ridge, options.agop_power, options.effective_tol))
@@ -260,7 +263,7 @@ def solve_factored(
             floor=floor,
             norm=norm,
             change=change,
-            masked_rmse=(1.0 - features.theta) * float(np.sqrt(regression.square_sum / observations.n_observed)),
+            masked_rmse=(1.0 - features.theta) * float(np.sqrt(regression.square_sum / total_weight)),
             rank=k,
         )
         if is_done:

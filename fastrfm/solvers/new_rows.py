@@ -76,7 +76,7 @@ def complete_rows(result: CompletionResult, columns: FittedColumns, observations
     left, offsets, targets = np.zeros((observations.n_rows, result.rank)), None, observations
     if result.offsets is not None:
         sums = row_residual_sums(observations, result.offsets.mean, result.offsets.cols)
-        weights = observations.row_counts + columns.row_shrinkage
+        weights = observations.row_weights + columns.row_shrinkage
         row_offsets = np.divide(sums, weights, out=np.zeros_like(sums), where=observations.row_counts > 0)
         offsets = Offsets(result.offsets.mean, row_offsets, result.offsets.cols)
         rows, cols, values = observations.to_coo()
@@ -118,5 +118,5 @@ def row_shrinkage(observations: RowBlocks, offsets: Offsets) -> float:
     square_sum = float(offsets.rows @ offsets.rows)
     if square_sum == 0.0:
         return float("inf")  # the fitted rows do not differ, so nor do new ones
-    shrunk = row_residual_sums(observations, offsets.mean, offsets.cols) - observations.row_counts * offsets.rows
+    shrunk = row_residual_sums(observations, offsets.mean, offsets.cols) - observations.row_weights * offsets.rows
     return max(float(offsets.rows @ shrunk) / square_sum, 0.0)

@@ -2,7 +2,8 @@
 
 Offsets are shrunken means: b_i = Σ_j (y_ij − μ − c_j) / (n_i + s). How much to shrink is estimated from the observed
 data by expectation-maximisation of the random-effects model (rows and columns taken as independent), s = (noise
-variance) / (variance of the b_i), so there is nothing to set and the answer scales with the data.
+variance) / (variance of the b_i), so there is nothing to set and the answer scales with the data. With weights w sums
+are Σ w (…) and n_i is Σ w.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _TOLERANCE = 1e-6  # of the data's standard deviation
 class _Side:
     """The offsets of one side (rows or columns) and their shrinkage s."""
 
-    counts: np.ndarray
+    counts: np.ndarray  # float64, sums of weights
     offsets: np.ndarray
     shrinkage: float = 1.0
 
@@ -57,10 +58,10 @@ def fit_offsets(observations: RowBlocks) -> Offsets:
     Alternates closed-form updates until none moves by more than 1e-6 of the data's standard deviation.
     """
     n = observations.n_observed
-    mean = float(observations.row_sums().sum()) / n
+    rows = _Side(observations.row_weights, np.zeros(observations.n_rows))
+    cols = _Side(observations.col_weights, np.zeros(observations.n_cols))
+    mean = float(row_residual_sums(observations, 0.0, cols.offsets).sum() / rows.counts.sum())
     spread = float(np.sqrt(observations.row_sums(lambda values: np.square(values - mean)).sum() / n))
-    rows = _Side(observations.row_counts, np.zeros(observations.n_rows))
-    cols = _Side(observations.col_counts, np.zeros(observations.n_cols))
     last_noise = 0.0
     for _ in range(_MAX_SWEEPS):
         before = rows.offsets, cols.offsets
@@ -90,7 +91,7 @@ def _recentre(side: _Side) -> float:
 
 
 def row_residual_sums(observations: RowBlocks, mean: float, col_offsets: np.ndarray) -> np.ndarray:
-    """Return Σ (y − mean − column offset) over the entries of each row, (n_rows,) float64.
+    """Return Σ w (y − mean − column offset) over the entries of each row, (n_rows,) float64.
 
     Sums run entry by entry, here and for columns, so that their bits do not depend on row blocks.
     """
@@ -98,17 +99,20 @@ def row_residual_sums(observations: RowBlocks, mean: float, col_offsets: np.ndar
     for block in observations.row_blocks():
         residual = np.subtract(block.by_row.values, mean, dtype=np.float64)
         residual -= col_offsets[block.by_row.indices]
+        if observations.is_weighted:
+            residual *= block.by_row.weights
         np.add.at(sums, block.entry_rows(), residual)
     return sums
 
 
 def _col_residual_sums(observations: RowBlocks, mean: float, row_offsets: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return Σ (y − mean − row offset) over the entries of each column, and the sum of all their squares."""
+    """Return Σ w (y − mean − row offset) over the entries of each column, and the sum Σ w (…)² of all."""
     sums, square_sums = np.zeros(observations.n_cols), np.zeros(observations.n_rows)
     for block in observations.row_blocks():
         entry_rows = block.entry_rows()
         residual = np.subtract(block.by_row.values, mean, dtype=np.float64)
         residual -= row_offsets[entry_rows]
-        np.add.at(sums, block.by_row.indices, residual)
-        np.add.at(square_sums, entry_rows, residual * residual)
+        weighted = residual * block.by_row.weights if observations.is_weighted else residual
+        np.add.at(sums, block.by_row.indices, weighted)
+        np.add.at(square_sums, entry_rows, weighted * residual)
     return sums, float(square_sums.sum())

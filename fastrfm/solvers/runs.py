@@ -99,13 +99,14 @@ def run(
     callback: Callable[[Iteration], Any] | None,
     start: CompletionResult | None,
     keeper: Checkpoint | None,
+    offsets: Offsets | None = None,
 ) -> Outcome:
     """Run the method asked for and, where "auto" does not keep its answer, a one-sided one after it.
 
     On the longer side's rows: the reweighted side is the smaller one, which takes less memory, and fewer iterations
-    than the other way round.
+    than the other way round. Given `offsets` are taken off in place of fitted ones.
     """
-    variant = Variant.of(observations, options, side)
+    variant = Variant.of(observations, options, side, offsets)
     work = variant.work
     chosen = choose_method(work, options, is_warm=start is not None)
     factors = None if start is None else _start_factors(start, observations.shape, chosen)
@@ -126,7 +127,7 @@ def run(
         if keeper is not None:
             keeper.frame["tried"] = tried.state()
         chosen, rest = one_sided(work, options), options_of_rest(options, tried)
-        solved = _solve(work, chosen, rest, counting_on(callback, tried), keeper)
+        solved = _solve(work, chosen, rest, counting_on(callback, tried.history()), keeper)
     history = joined([part.history() for part in (tried, solved[2]) if part is not None])
     return Outcome.of(observations, variant, chosen, options, solved, history=history)
 

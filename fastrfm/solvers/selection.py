@@ -23,8 +23,10 @@ from fastrfm.kernels.residual import predict_pairs
 from fastrfm.observations import Observations
 from fastrfm.options import AUTO, FACTORED_POWER, CompletionOptions
 from fastrfm.results import Offsets, Selection
+from fastrfm.solvers.count_scales import count_scales, rescaled
 from fastrfm.solvers.descent import Descent, Stage
 from fastrfm.solvers.offsets import fit_offsets
+from fastrfm.solvers.outliers import huber_losses
 from fastrfm.solvers.side_information import SideInformation, augmented, check_in_memory
 from fastrfm.solvers.smoothing import ridge_smoothing
 
@@ -39,6 +41,9 @@ _ENTRY, _ENTRY_GROWTH = 1.4, 5.0  # beyond 1/4 climbs start at λ_¼^(4α) times
 _SMALLEST_RIDGE = 1e-6  # of the first one
 _HOPELESS, _HOPELESS_SHARE = 1.1, 0.9  # a scout this much worse than the best, at so large a share of its rank
 _WORTH = 1e-4  # relative improvement for which it is worth going on
+# Around what nothing at all predicts a rise does not end a scout: with weights far apart the first directions are those
+# of single entries.
+_BEGUN = 0.01
 _PILE = 1e-3  # share of the entries at each end of their range that makes it a scale
 
 
@@ -54,30 +59,48 @@ class Variant:
     centred : RowBlocks
         Less offsets, as they were given.
     is_turned : bool
+    scales : (row_scales, col_scales), (n_rows, 1) and (n_cols, 1) float64
+        What rows and columns of the values were multiplied by, see ``count_scales``.
     """
 
     work: RowBlocks
     offsets: Offsets | None
     centred: RowBlocks
     is_turned: bool
+    scales: tuple[np.ndarray, np.ndarray] | None = None
 
     @classmethod
-    def of(cls, observations: RowBlocks, options: CompletionOptions, side: SideInformation) -> Variant:
-        """Return the variant that `options`, with `offsets` and `implicit` settled, ask for."""
-        offsets = fit_offsets(observations) if options.offsets else None
+    def of(
+        cls,
+        observations: RowBlocks,
+        options: CompletionOptions,
+        side: SideInformation,
+        offsets: Offsets | None = None,
+    ) -> Variant:
+        """Return the variant that `options`, with `offsets` and `implicit` settled, ask for.
+
+        Offsets that are given are taken off in place of fitted ones.
+        """
+        if offsets is None and options.offsets:
+            offsets = fit_offsets(observations)
         centred = observations if offsets is None else observations.shifted(offsets.at)
-        work = centred
+        work, scales = centred, None
+        if options.count_power:
+            scales = count_scales(observations, options.count_power)
+            work = rescaled(check_in_memory(centred, "count_power needs"), *scales)
         if options.implicit or side:
-            whole = side.with_pattern(check_in_memory(observations), int(options.implicit), options.random_state)
-            work = augmented(check_in_memory(centred), whole, options.side_weight)
+            entries = check_in_memory(observations, "side information (row_features, col_features, implicit) needs")
+            whole = side.with_pattern(entries, int(options.implicit), options.random_state)
+            work = augmented(check_in_memory(work, "side information needs"), whole, options.side_weight)
         is_turned = work.n_cols > work.n_rows
-        return cls(work.transposed() if is_turned else work, offsets, centred, is_turned)
+        return cls(work.transposed() if is_turned else work, offsets, centred, is_turned, scales)
 
     def factors(self, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows of factors of `work` that belong to the matrix, as it was given."""
         if self.is_turned:
             left, right = right, left
-        return left[: self.centred.n_rows], right[: self.centred.n_cols]
+        left, right = left[: self.centred.n_rows], right[: self.centred.n_cols]
+        return (left, right) if self.scales is None else (left / self.scales[0], right / self.scales[1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,6 +225,8 @@ class _Search:
         self._start = perf_counter()
         rows, cols, self._values = self.held_out.to_coo()
         self._rows, self._cols = rows.astype(np.int64), cols.astype(np.int64)
+        weights = self.held_out.weights if self.held_out.is_weighted else np.ones(rows.size)
+        self._weights = weights / weights.mean()
         self._variants: dict[tuple[bool, int], Variant] = {}
 
     # --- fits -------------------------------------------------------------------------------------------------
@@ -228,8 +253,8 @@ class _Search:
             check()
             descent.step(stage.agop_power, stage.ridge, smoothing)
         predicted = self.predict(self.variant(options), descent)
-        square = np.square(predicted - self._values)
-        error = float(np.sqrt(square.mean()))
+        square = self._losses(predicted)
+        error = self._error(predicted)
         settled = replace(options, agop_power=stage.agop_power, ridge=stage.ridge)
         fit = _Fit(settled, schedule, error, descent.rank, predicted)
         self.fits.append(fit)
@@ -249,6 +274,14 @@ class _Search:
         if self.progress is not None:
             self.progress(len(self.fits), self.best().error)
         return fit
+
+    def _error(self, predicted: np.ndarray) -> float:
+        return float(np.sqrt(np.mean(self._losses(predicted))))
+
+    def _losses(self, predicted: np.ndarray) -> np.ndarray:
+        """Return weighted squares; with `huber` they grow only linearly beyond its threshold."""
+        residuals, huber = predicted - self._values, self.options.huber
+        return np.asarray(self._weights * (np.square(residuals) if huber is None else huber_losses(residuals, huber)))
 
     def predict(self, variant: Variant, descent: Descent) -> np.ndarray:
         left, right = variant.factors(*descent.factors())
@@ -270,6 +303,7 @@ class _Search:
         factor, n_steps = _SCOUT_FACTOR, _SCOUT_STEPS
         if self.base is not None and options.offsets == self.base.options.offsets:
             ridge, factor, n_steps = _NEAR * self.base.options.ridge, _NEAR_FACTOR, _NEAR_STEPS
+        nothing = self._error(self.predict(self.variant(options), descent))
         schedule: tuple[Stage, ...] = ()
         least = np.inf
         while ridge > _SMALLEST_RIDGE * first:
@@ -278,7 +312,8 @@ class _Search:
             if self.base is None or fit.error < self.base.error:
                 self.base, self.base_descent = fit, descent.copy()
             is_hopeless = fit.error > _HOPELESS * self.base.error and fit.rank > _HOPELESS_SHARE * self.base.rank
-            if fit.error > least * (1.0 + _WORTH) or is_hopeless:
+            has_begun = least < (1.0 - _BEGUN) * nothing or fit.error > (1.0 + _BEGUN) * nothing
+            if is_hopeless or (has_begun and fit.error > least * (1.0 + _WORTH)):
                 return
             least = min(least, fit.error)
             ridge *= factor

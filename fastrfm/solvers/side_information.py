@@ -120,7 +120,10 @@ def pattern_directions(
 
 
 def augmented(observations: Observations, side: SideInformation, weight: float) -> Observations:
-    """Return the observations with the features as further columns and rows, scaled by `weight` times the RMS."""
+    """Return the observations with the features as further columns and rows, scaled by `weight` times the RMS.
+
+    Where entries have weights, those of features are one.
+    """
     scale = weight * observations.norm / np.sqrt(observations.n_observed)
     upper = _with_columns(observations, scale * side.rows)
     known = ~np.isnan(side.cols.T)
@@ -128,7 +131,10 @@ def augmented(observations: Observations, side: SideInformation, weight: float) 
     indices = np.concatenate((upper.indices, np.nonzero(known)[1].astype(upper.indices.dtype)))
     values = np.concatenate((upper.values, (scale * side.cols.T)[known]))
     shape = observations.n_rows + side.cols.shape[1], upper.n_cols
-    return Observations.from_csr(indptr, indices, values, shape)
+    whole = Observations.from_csr(indptr, indices, values, shape)
+    if not upper.is_weighted:
+        return whole
+    return whole.with_weights(np.concatenate((upper.weights, np.ones(whole.n_observed - upper.n_observed))))
 
 
 def _with_columns(observations: Observations, columns: np.ndarray) -> Observations:
@@ -146,7 +152,12 @@ def _with_columns(observations: Observations, columns: np.ndarray) -> Observatio
     indices[~is_added], values[~is_added] = observations.indices, observations.values
     indices[is_added] = np.nonzero(known)[1] + observations.n_cols
     values[is_added] = columns[known]
-    return Observations.from_csr(indptr, indices, values, shape)
+    whole = Observations.from_csr(indptr, indices, values, shape)
+    if not observations.is_weighted:
+        return whole
+    weights = np.ones(n)
+    weights[~is_added] = observations.weights
+    return whole.with_weights(weights)
 
 
 def _countdown(counts: np.ndarray) -> np.ndarray:
@@ -155,11 +166,8 @@ def _countdown(counts: np.ndarray) -> np.ndarray:
     return np.repeat(ends, counts) - np.arange(int(counts.sum()))
 
 
-def check_in_memory(observations: RowBlocks) -> Observations:
+def check_in_memory(observations: RowBlocks, what: str) -> Observations:
     """Return the observations if they are in memory; InputError otherwise."""
     if not isinstance(observations, Observations):
-        raise InputError(
-            "side information needs the observations in memory: raise memory, or leave out row_features, "
-            "col_features and implicit"
-        )
+        raise InputError(f"{what} the observations in memory: raise memory, or do without")
     return observations
