@@ -33,7 +33,9 @@ SMOKE = {"smoke": (3000, 400, 20)}
 METHODS: dict[str, dict[str, Any]] = {
     "factored": {"method": "factored", "ridge": 5.0, "agop_power": 0.25, "smoothing": 1.0},
     "two-sided": {"method": "two-sided"},
+    "dense": {"method": "dense", "ridge": 5.0, "agop_power": 0.25, "smoothing": 1.0},
 }
+DENSE_COLS = 1000  # its Gram has the square of the columns
 
 
 def write_problem(path: Path, n_rows: int, n_cols: int, per_row: int, seed: int = 0) -> None:
@@ -106,7 +108,12 @@ def alone(function: Callable[..., Any], *arguments: Any) -> Any:
 @click.command()
 @click.option("--smoke", is_flag=True, help="A small file, to show that the script runs.")
 @click.option("--sizes", default=",".join(SIZES), show_default=True, help="Comma-separated.")
-@click.option("--methods", default=",".join(METHODS), show_default=True, help="Comma-separated.")
+@click.option(
+    "--methods",
+    default="factored,two-sided",
+    show_default=True,
+    help=f"Comma-separated; dense too, on {DENSE_COLS} columns, a minute and more an iteration from 50M on.",
+)
 @click.option("--memory", default="512M", show_default=True, help="Budget of the runs from the file.")
 @click.option("--iterations", default=5, show_default=True, help="Of each run.")
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False), help="For the files. [default: temporary]")
@@ -122,13 +129,17 @@ def main(smoke: bool, sizes: str, methods: str, memory: str, iterations: int, fo
         click.echo(f"loaded and compiled: {base / 1e6:.0f} MB resident; budget {budget / 1e6:.0f} MB, rank {RANK}")
         for name, problem in problems.items():
             path = Path(scratch) / f"{name}.h5"
-            alone(write_problem, path, *problem)
-            rate = alone(read_rate, path, budget)["rate"]
-            for method in methods.split(","):
+            wanted = sorted(methods.split(","), key=lambda method: method == "dense")
+            for k, method in enumerate(wanted):
+                shape = (problem[0], min(DENSE_COLS, problem[1]), problem[2]) if method == "dense" else problem
+                if k == 0 or method == "dense":
+                    path.unlink(missing_ok=True)
+                    alone(write_problem, path, *shape)
+                    rate = alone(read_rate, path, budget)["rate"]
                 options = METHODS[method]
                 stored = alone(run, path, options, budget, iterations)
                 kept = alone(run, path, options, EVERYTHING, iterations)
-                _echo(name, method, problem, stored, kept, base, budget, rate)
+                _echo(name, method, shape, stored, kept, base, budget, rate)
             path.unlink()
 
 
