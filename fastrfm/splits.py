@@ -1,12 +1,13 @@
 """Dividing observed entries for a test of what they cannot tell: by time, or by whole groups such as unseen rows.
 
 Flow: ``Observations`` and what is known of each entry -> two ``Observations`` of the same shape and names, for
-``complete(kept, validation=held)`` or an error on the second. ``united`` is the way back. Random divisions are
-``Observations.split``; files are read by ``readers`` and ``cli.split``.
+``complete(kept, validation=held)`` or an error on the second; or folds for ``cross_validation``. ``united`` is the way
+back. Random divisions in two are ``Observations.split``; files are read by ``readers`` and ``cli.split``.
 """
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -127,6 +128,45 @@ def number_groups(observations: Observations, groups: Any) -> tuple[np.ndarray, 
             raise InputError(f"{is_missing.sum()} entries have no group: give each a label, or leave them out")
     found, group_of = np.unique(labels, return_inverse=True)
     return group_of.reshape(-1), found.size
+
+
+def assign_folds(n_observed: int, folds: int, random_state: int = 0) -> np.ndarray:
+    """Return the fold of each entry, (n_observed,) int64: sizes differ by one at most.
+
+    Raises
+    ------
+    InputError
+        If `folds` is no whole number from 2 to `n_observed`.
+    """
+    return _assign(n_observed, folds, random_state, "entries")
+
+
+def _assign(n: int, folds: int, random_state: int, what: str) -> np.ndarray:
+    try:
+        is_good = not isinstance(folds, bool) and 2 <= operator.index(folds) <= n
+    except TypeError:
+        is_good = False
+    if not is_good:
+        raise InputError(f"folds must be a whole number from 2 to the number of {what}, {n}, got {folds!r}")
+    return np.random.RandomState(random_state).permutation(n) % folds
+
+
+def assign_group_folds(observations: Observations, groups: Any, folds: int, random_state: int = 0) -> np.ndarray:
+    """Return the fold of each entry, (n_observed,) int64, groups whole: numbers of groups differ by one at most.
+
+    Parameters
+    ----------
+    groups : "row", "column" or (rows, cols, groups)
+        As of :func:`split_by_group`.
+
+    Raises
+    ------
+    InputError
+        If `folds` is no whole number from 2 to the number of groups, or `groups` cannot be used.
+    """
+    group_of, n_groups = number_groups(observations, groups)
+    fold_of: np.ndarray = _assign(n_groups, folds, random_state, "groups")[group_of]
+    return fold_of
 
 
 def united(observations: Observations, other: Observations) -> Observations:

@@ -158,9 +158,7 @@ def command(
         click.get_current_context().exit(EXIT_NOT_CONVERGED)
 
 
-def _read_validation(
-    path: Path | None, fitted: RowBlocks, memory: int | None
-) -> tuple[Observations | None, RowBlocks]:
+def _read_validation(path: Path | None, fitted: RowBlocks, memory: int | None) -> tuple[Observations | None, RowBlocks]:
     """Return the entries to choose on, if any, and all that will be fitted."""
     from fastrfm.observations import Observations
     from fastrfm.readers.matching import read_entries

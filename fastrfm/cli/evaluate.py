@@ -59,8 +59,8 @@ Row = dict[str, float | int | str]
     "held_file",
     type=click.Path(path_type=Path),
     metavar="HELD.h5",
-    help="Measure on these entries of the same matrix (see split) in place of random splits. FILE is then fitted whole, "
-    "or is a result.",
+    help="Measure on these entries of the same matrix (see split) in place of random splits. FILE is then fitted "
+    "whole, or is a result.",
 )
 @click.option(
     "--observations",
@@ -185,7 +185,7 @@ def _on(
         ("MAE", f"{row['mae']:.6g}"),
     ]
     if kept is None:
-        return _Found(row, [*lines, ("row-and-column means", "for their error name the file completed: --observations")])
+        return _Found(row, [*lines, ("error of means", "name the file completed with --observations")])
     is_new = (kept.row_counts == 0)[held.to_coo()[0]] | (kept.col_counts == 0)[held.indices]
     return _Found(
         row,

@@ -8,14 +8,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastrfm.cli import OUTCOME_KEY
-from fastrfm.cli.common import count, echo_report, memory_option, share_in_words, shape_in_words
+from fastrfm.cli.common import (
+    count,
+    echo_report,
+    memory_option,
+    read_grouped,
+    shape_in_words,
+    share_in_words,
+    text_with_columns,
+)
 from fastrfm.errors import FastrfmError, InputError
 
 if TYPE_CHECKING:
     from fastrfm.blocks import RowBlocks
     from fastrfm.observations import Observations
-
-_SIDES = ("row", "column")  # groups that every file has
 
 
 @click.command("split")
@@ -57,7 +63,7 @@ def command(
     force: bool,
     quiet: bool,
 ) -> None:
-    """Divide the entries of a file in two: at random, by time or by groups.
+    """Divide the entries in two: at random, by time or by group.
 
     SRC is anything that convert reads; for --latest and --group COLUMN it is text with row, column, value and further
     columns. Both outputs have the shape and the names of the whole matrix. Entries of one moment, or of one group,
@@ -99,40 +105,22 @@ def _divide(
     notes: list[str],
 ) -> tuple[RowBlocks, Observations, str]:
     """Return what is kept, what is held and the way of dividing in words."""
-    from fastrfm.observations import Observations
     from fastrfm.readers import read_with_notes
-    from fastrfm.readers.columns import read_with_groups, read_with_times
+    from fastrfm.readers.columns import read_with_times
     from fastrfm.splits import split_by_group, split_by_time
 
-    groups: Any = group_column
+    observations: Any
     if time_column is not None:
-        observations, times = read_with_times(_text(source, "--latest"), time_column, notes)
+        observations, times = read_with_times(text_with_columns(source, "--latest"), time_column, notes)
         return *_of(source, split_by_time, observations, times, share), f"the latest by {time_column}"
-    if group_column is not None and group_column not in _SIDES:
-        text = _text(source, "--group COLUMN")
-        observations, groups = read_with_groups(text, group_column, notes)
-    else:
-        reading = read_with_notes(source, memory=memory)
-        notes += reading.notes
-        if group_column is None:
-            return *_of(source, reading.observations.split, share, random_state=random_state), "at random"
-        if not isinstance(reading.observations, Observations):
-            raise InputError(f"{source}: does not fit into the memory allowed: raise --memory")
-        observations = reading.observations
-    kept, held = _of(source, split_by_group, observations, groups, share, random_state=random_state)
-    return kept, held, f"by whole groups of {group_column}"
-
-
-def _text(source: Path, option: str) -> Path:
-    from fastrfm.readers import file_kind
-
-    kind = file_kind(source)
-    if kind != "text":
-        raise InputError(
-            f"{source}: is {kind}, and {option} wants text with further columns: give the csv or tsv that it was made "
-            "of, or divide by --group row or column"
-        )
-    return source
+    if group_column is not None:
+        observations, groups, found = read_grouped(source, group_column, "--group", memory)
+        notes += found
+        kept, held = _of(source, split_by_group, observations, groups, share, random_state=random_state)
+        return kept, held, f"by whole groups of {group_column}"
+    reading = read_with_notes(source, memory=memory)
+    notes += reading.notes
+    return *_of(source, reading.observations.split, share, random_state=random_state), "at random"
 
 
 def _of(source: Path, divide: Any, *arguments: Any, **options: Any) -> Any:

@@ -73,7 +73,9 @@ def _position(name: str, column: str, header: list[str], has_header: bool) -> in
     if has_header:
         for names in (header, [field.split(":")[0] for field in header]):
             if names.count(column) > 1:
-                raise InputError(f"{name}: {names.count(column)} columns are named {column!r}: give the column's number")
+                raise InputError(
+                    f"{name}: {names.count(column)} columns are named {column!r}: give the column's number"
+                )
             if column in names:
                 return names.index(column)
     if column.isdecimal() and 1 <= int(column) <= len(header):

@@ -118,8 +118,8 @@ def _read_text(text: Text, n: int, names: np.ndarray | None, axis: str, ignore: 
         title = header[column].split(":")[0]
         if title in ignore or header[column] in ignore:
             continue
-        found, words = _column(text, records, column, header[column])
-        columns += found
+        parts, words = _column(text, records, column, header[column])
+        columns += parts
         titles += [f"{title}={word}" for word in words] if words else [title]
     if not columns:
         raise InputError(f"{text.name}: no column of features is left beside the names: give at least one")

@@ -151,9 +151,7 @@ def observe_triples(stream: TextStream, indexed: bool, triples: Triples) -> Obse
     """Return the observations that triples of a file make; a pair that occurs twice is named with its lines."""
     rows, cols, names = triples.rows, triples.cols, triples.names
     try:
-        return Observations.from_coo(
-            rows, cols, triples.values, triples.shape, row_names=names[0], col_names=names[1]
-        )
+        return Observations.from_coo(rows, cols, triples.values, triples.shape, row_names=names[0], col_names=names[1])
     except InputError:
         if repeat := first_repeat(rows, cols):
             raise repeat_error(stream, indexed, repeat) from None
