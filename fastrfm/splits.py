@@ -245,7 +245,7 @@ def _as_times(times: np.ndarray) -> np.ndarray:
             try:
                 times = times.astype("datetime64[us]")
             except (TypeError, ValueError):
-                raise InputError(f"times must be numbers or dates, got {times[0]!r}: convert them") from None
+                raise InputError(f"times must be numbers or dates, got {str(times[0])!r}: convert them") from None
     is_missing = np.isnat(times) if times.dtype.kind == "M" else ~np.isfinite(times.astype(np.float64))
     if is_missing.any():
         raise InputError(

@@ -264,7 +264,7 @@ def text_with_columns(source: Path, option: str) -> Path:
 
 
 def read_grouped(
-    source: Path, group: str | None, option: str, memory: int | None
+    source: Path, group: str | None, option: str, memory: int | None, layout: str = "auto"
 ) -> tuple[Observations, Any, list[str]]:
     """Return observations in memory, their groups as ``splits`` takes them, and notes on how the file was read.
 
@@ -277,7 +277,7 @@ def read_grouped(
     if group not in ("row", "column", None):
         notes: list[str] = []
         return *read_with_groups(text_with_columns(source, f"{option} {group}"), group, notes), notes
-    reading = read_with_notes(source, memory=memory)
+    reading = read_with_notes(source, layout=layout, memory=memory)
     if not isinstance(reading.observations, Observations):
         raise InputError(f"{source}: does not fit into the memory allowed: raise --memory, or take a part of it")
     return reading.observations, group, reading.notes

@@ -47,6 +47,13 @@ if TYPE_CHECKING:
     metavar="COLUMN|row|column",
     help="Hold whole groups, by this column of SRC; row and column: whole rows or columns of the matrix, of any SRC.",
 )
+@click.option(
+    "--layout",
+    type=click.Choice(("auto", "triples", "dense")),
+    default="auto",
+    show_default=True,
+    help="What a line of text is, as of convert; with a column to divide by: triples.",
+)
 @click.option("--seed", "random_state", type=int, default=0, show_default=True, help="Seed of what is drawn.")
 @memory_option
 @click.option("--force", is_flag=True, help="Replace the outputs if they exist.")
@@ -58,6 +65,7 @@ def command(
     share: float,
     time_column: str | None,
     group_column: str | None,
+    layout: str,
     random_state: int,
     memory: int | None,
     force: bool,
@@ -81,9 +89,10 @@ def command(
         raise click.UsageError("--latest and --group are two ways to divide: give one of them")
     for output in (kept_file, held_file):
         check_output(output, force=force, source=source)
-    check_output(held_file, force=force, source=kept_file)
+    if kept_file.resolve() == held_file.resolve():
+        raise click.UsageError(f"{held_file} is KEPT.h5 too: give the second part another name")
     notes: list[str] = []
-    kept, held, words = _divide(source, share, time_column, group_column, random_state, memory, notes)
+    kept, held, words = _divide(source, share, time_column, group_column, layout, random_state, memory, notes)
     attributes = {"divided": f"{words} of {source.name}"}
     write_observations(kept_file, kept, force=force, attributes={**attributes, "part": "kept"})
     click.get_current_context().meta[OUTCOME_KEY] = lambda: f"{kept_file} is written, {held_file} is not"
@@ -100,6 +109,7 @@ def _divide(
     share: float,
     time_column: str | None,
     group_column: str | None,
+    layout: str,
     random_state: int,
     memory: int | None,
     notes: list[str],
@@ -114,11 +124,11 @@ def _divide(
         observations, times = read_with_times(text_with_columns(source, "--latest"), time_column, notes)
         return *_of(source, split_by_time, observations, times, share), f"the latest by {time_column}"
     if group_column is not None:
-        observations, groups, found = read_grouped(source, group_column, "--group", memory)
+        observations, groups, found = read_grouped(source, group_column, "--group", memory, layout)
         notes += found
         kept, held = _of(source, split_by_group, observations, groups, share, random_state=random_state)
         return kept, held, f"by whole groups of {group_column}"
-    reading = read_with_notes(source, memory=memory)
+    reading = read_with_notes(source, layout=layout, memory=memory)
     notes += reading.notes
     return *_of(source, reading.observations.split, share, random_state=random_state), "at random"
 
