@@ -174,6 +174,7 @@ def assert_same_result(file, want):
     np.testing.assert_array_equal(found.right, want.right)
 
 
+@pytest.mark.compiled_only
 def test_complete_chooses_on_the_entries_given(parts, tmp_path):
     kept, held = open_observations(parts / "kept.h5"), open_observations(parts / "held.h5")
     outcome = run("complete", parts / "kept.h5", "-o", tmp_path / "r.h5", "--validation", parts / "held.h5")
@@ -186,6 +187,7 @@ def test_complete_chooses_on_the_entries_given(parts, tmp_path):
     assert_same_result(tmp_path / "r.h5", complete(kept, validation=held, **options))
 
 
+@pytest.mark.compiled_only
 def test_complete_holds_means_against_all_that_was_fitted(parts, tmp_path):
     kept, held = open_observations(parts / "kept.h5"), open_observations(parts / "held.h5")
     given = ("--validation", parts / "held.h5", "--holdout", 0.2, "--rank", 3)
@@ -235,6 +237,7 @@ def test_complete_refuses_what_does_not_fit(parts, tmp_path):
         assert not result.exists()
 
 
+@pytest.mark.compiled_only
 def test_tune_by_rows_with_features(parts, tmp_path):
     (tmp_path / "users.csv").write_text("user,age\n" + "".join(f"u{i},{i * i}\n" for i in range(20)))
     given = ("--ridge", "3", "--agop-power", 0.25, "--offsets", "on", "--folds", 3)

@@ -90,7 +90,7 @@ def test_unusable_times_are_refused():
         moments = times.astype("datetime64[s]")
         moments[0] = np.datetime64("NaT")
         split_by_time(observations, (rows, cols, moments), 0.1)
-    with pytest.raises(InputError, match="all .* times are the same, 7"):
+    with pytest.raises(InputError, match=r"all \d+ times are the same, 7"):
         split_by_time(observations, (rows, cols, 0 * times + 7), 0.1)
     with pytest.raises(InputError, match="times must be numbers or dates, got 'soon'"):
         split_by_time(observations, (rows, cols, ["soon"] * rows.size), 0.1)
@@ -177,6 +177,7 @@ def test_each_group_is_in_one_fold(folds):
         assign_group_folds(observations, "column", 10)
 
 
+@pytest.mark.compiled_only
 def test_features_tell_of_rows_that_are_held_out():
     rng = np.random.RandomState(0)
     features = rng.standard_normal((30, 2))
