@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from fastrfm.results import CompletionResult as CompletionResult
     from fastrfm.results import Offsets as Offsets
     from fastrfm.solvers.completion import complete as complete
+    from fastrfm.splits import split_by_group as split_by_group
+    from fastrfm.splits import split_by_time as split_by_time
     from fastrfm.store import open_observations as open_observations
     from fastrfm.store import read_result as read_result
     from fastrfm.store import write_observations as write_observations
@@ -32,6 +34,8 @@ _HOMES = {
     "open_observations": "fastrfm.store",
     "prediction_intervals": "fastrfm.uncertainty",
     "read_result": "fastrfm.store",
+    "split_by_group": "fastrfm.splits",
+    "split_by_time": "fastrfm.splits",
     "standard_errors": "fastrfm.uncertainty",
     "write_observations": "fastrfm.store",
     "write_result": "fastrfm.store",
@@ -46,6 +50,8 @@ __all__ = [
     "open_observations",
     "prediction_intervals",
     "read_result",
+    "split_by_group",
+    "split_by_time",
     "standard_errors",
     "write_observations",
     "write_result",

@@ -8,10 +8,10 @@ The fits themselves are ``solvers.completion``'s. Not here: tables in files (``c
 from __future__ import annotations
 
 import math
-import operator
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from fastrfm.options import CompletionOptions
 from fastrfm.solvers.completion import complete
 from fastrfm.solvers.estimate import Layout, leading_triplets, start_estimate
 from fastrfm.solvers.offsets import fit_offsets
+from fastrfm.solvers.side_information import SideInformation
+from fastrfm.splits import assign_folds as assign_folds  # part of this module's face
+from fastrfm.splits import assign_group_folds
 
 _SPAN = 1e-2  # of singular values that the ridges of a grid go down to, from the largest one's ridge
 _PROBES, _ACCURACY = 8, 1e-3  # of the power steps for the largest singular value
@@ -166,23 +169,6 @@ def make_grid(
 # --- the fits -----------------------------------------------------------------------------------------------------
 
 
-def assign_folds(n_observed: int, folds: int, random_state: int = 0) -> np.ndarray:
-    """Return the fold of each entry, (n_observed,) int64: sizes differ by one at most.
-
-    Raises
-    ------
-    InputError
-        If `folds` is no whole number from 2 to `n_observed`.
-    """
-    try:
-        is_good = not isinstance(folds, bool) and 2 <= operator.index(folds) <= n_observed
-    except TypeError:
-        is_good = False
-    if not is_good:
-        raise InputError(f"folds must be a whole number from 2 to the number of entries, {n_observed}, got {folds!r}")
-    return np.random.RandomState(random_state).permutation(n_observed) % folds
-
-
 def fold_fits(
     observations: Observations,
     grid: Sequence[Setting],
@@ -190,6 +176,9 @@ def fold_fits(
     random_state: int = 0,
     *,
     options: CompletionOptions | None = None,
+    groups: Any = None,
+    row_features: Any = None,
+    col_features: Any = None,
 ) -> Iterator[Fit]:
     """Yield the fits one by one, all folds of a setting before the next setting.
 
@@ -203,19 +192,30 @@ def fold_fits(
         Seed of the folds.
     options : CompletionOptions, optional
         All that the grid does not set: rank, method, tol, ...
+    groups : "row", "column" or (rows, cols, groups), optional
+        Hold these out as a whole, see :func:`fastrfm.splits.split_by_group`. Of a row held out nothing is known but
+        its features.
+    row_features, col_features : array_like, optional
+        Side information, as of ``complete``.
 
     Raises
     ------
     InputError
-        Before the first fit: if an option is out of its range, or the observations stay in a file.
+        Before the first fit: if an option is out of its range, groups or features cannot be used, or the observations
+        stay in a file.
     """
     if not isinstance(observations, Observations):
         raise InputError("cross-validation wants the observations in memory: raise memory, or take a part of them")
     base = CompletionOptions() if options is None else options
     base.check_shape(observations.shape)
     all_options = [replace(base, **asdict(setting)) for setting in grid]
-    fold_of = assign_folds(observations.n_observed, folds, random_state)
-    return _fits(observations, grid, all_options, fold_of, folds)
+    SideInformation.of(observations.shape, row_features, col_features)  # refuses what cannot be used
+    if groups is None:
+        fold_of = assign_folds(observations.n_observed, folds, random_state)
+    else:
+        fold_of = assign_group_folds(observations, groups, folds, random_state)
+    features = {"row_features": row_features, "col_features": col_features}
+    return _fits(observations, grid, all_options, fold_of, folds, features)
 
 
 def _fits(
@@ -224,13 +224,14 @@ def _fits(
     all_options: list[CompletionOptions],
     fold_of: np.ndarray,
     folds: int,
+    features: dict[str, Any],
 ) -> Iterator[Fit]:
     for setting, options in zip(grid, all_options, strict=True):
         for fold in range(folds):
             is_held = fold_of == fold
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", NotConvergedWarning)  # each fit's stop_reason says so
-                result = complete(observations.select(~is_held), **asdict(options))
+                result = complete(observations.select(~is_held), **asdict(options), **features)
             rows, cols, values = observations.select(is_held).to_coo()
             predicted = result.predict(rows, cols)
             errors = rmse(predicted, values), mae(predicted, values)
@@ -298,6 +299,9 @@ def cross_validate(
     random_state: int = 0,
     *,
     options: CompletionOptions | None = None,
+    groups: Any = None,
+    row_features: Any = None,
+    col_features: Any = None,
 ) -> CrossValidation:
     """Return the errors of every setting on entries that its fits did not see; see :func:`fold_fits`.
 
@@ -315,7 +319,9 @@ def cross_validate(
     >>> found.best().setting
     Setting(agop_power=0.25, ridge=0.1, offsets=False)
     """
-    return CrossValidation(folds, list(fold_fits(observations, grid, folds, random_state, options=options)))
+    features = {"row_features": row_features, "col_features": col_features}
+    fits = fold_fits(observations, grid, folds, random_state, options=options, groups=groups, **features)
+    return CrossValidation(folds, list(fits))
 
 
 def _summary(setting: Setting, fits: list[Fit]) -> Summary:

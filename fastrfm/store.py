@@ -272,6 +272,14 @@ def read_result(path: PathLike) -> CompletionResult:
         return _read_result(file, kind_of(file))
 
 
+def is_result(path: PathLike) -> bool:
+    """Return whether a file is HDF5 and holds a result; False if it is anything else that can be read."""
+    if not os.path.exists(path) or not h5py.is_hdf5(path):
+        return False
+    with reading(path) as file:
+        return kind_of(file) == "result"
+
+
 def _read_result(file: h5py.File, kind: str) -> CompletionResult:
     if kind != "result":
         raise FileFormatError("holds no result: give a file that `fastrfm complete` or write_result made")

@@ -27,6 +27,7 @@ LAYERS = [
     "metrics",
     "blocks",
     "observations",
+    "splits",
     "ranking",
     "results",
     "words",

@@ -8,9 +8,9 @@ import pytest
 
 from fastrfm import Observations, complete, open_observations, prediction_intervals, standard_errors
 from fastrfm.errors import FileFormatError, InputError
-from fastrfm.solvers.automatic import united
 from fastrfm.solvers.offsets import fit_offsets
 from fastrfm.solvers.side_information import SideInformation, augmented
+from fastrfm.splits import united
 from fastrfm.store import write_observations
 from fastrfm.stored import StoredObservations
 

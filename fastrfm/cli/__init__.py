@@ -24,6 +24,7 @@ OUTCOME_KEY = "fastrfm.outcome"  # in the context's meta: a function that says w
 COMMANDS = {
     "convert": "Turn a file of observations into HDF5.",
     "info": "Say what a file holds.",
+    "split": "Divide the entries in two: at random, by time or by group.",
     "complete": "Complete a matrix and write the result as HDF5.",
     "predict": "Predict the values of row and column pairs from a result.",
     "fill": "Write the whole completed matrix of a result.",

@@ -271,6 +271,39 @@ def read_matching(path: Path, result: CompletionResult) -> Observations | Stored
     return observations
 
 
+def text_with_columns(source: Path, option: str) -> Path:
+    """Return the path of a text file, or say that `option` wants one."""
+    from fastrfm.readers import file_kind
+
+    kind = file_kind(source)
+    if kind != "text":
+        raise InputError(
+            f"{source}: is {kind}, and {option} wants text with further columns: give the csv or tsv that it was made "
+            "of, or go by row or column"
+        )
+    return source
+
+
+def read_grouped(
+    source: Path, group: str | None, option: str, memory: int | None, layout: str = "auto"
+) -> tuple[Observations, Any, list[str]]:
+    """Return observations in memory, their groups as ``splits`` takes them, and notes on how the file was read.
+
+    `group` is row, column, a column of a text file, or None for no groups.
+    """
+    from fastrfm.observations import Observations
+    from fastrfm.readers import read_with_notes
+    from fastrfm.readers.columns import read_with_groups
+
+    if group not in ("row", "column", None):
+        notes: list[str] = []
+        return *read_with_groups(text_with_columns(source, f"{option} {group}"), group, notes), notes
+    reading = read_with_notes(source, layout=layout, memory=memory)
+    if not isinstance(reading.observations, Observations):
+        raise InputError(f"{source}: does not fit into the memory allowed: raise --memory, or take a part of it")
+    return reading.observations, group, reading.notes
+
+
 def rows_bar(label: str, n_rows: int, *, quiet: bool) -> ProgressBar[int]:
     """Return a progress bar over rows, on standard error if that is a terminal and `quiet` is false."""
     return click.progressbar(length=n_rows, label=label, file=sys.stderr, hidden=quiet or not sys.stderr.isatty())

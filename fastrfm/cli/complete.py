@@ -22,11 +22,13 @@ from fastrfm.cli.common import (
     what_to_do,
     write_dense_with_progress,
 )
-from fastrfm.errors import FastrfmError
+from fastrfm.cli.features import feature_options, read_side
+from fastrfm.errors import FastrfmError, InputError
 from fastrfm.options import DENSE_DTYPES, CompletionOptions
 
 if TYPE_CHECKING:
     from fastrfm.blocks import RowBlocks
+    from fastrfm.cli.features import FeatureFiles
     from fastrfm.observations import Observations
     from fastrfm.results import CompletionResult
 
@@ -43,6 +45,15 @@ if TYPE_CHECKING:
     metavar="SHARE",
     help="Leave out this share of the entries, at random, and report the error on them.",
 )
+@click.option(
+    "--validation",
+    "validation_file",
+    type=click.Path(path_type=Path),
+    metavar="HELD.h5",
+    help="Choose the options that are auto on these entries of the same matrix, such as the latest ones (see split), "
+    "in place of some drawn at random; all are fitted in the end.",
+)
+@feature_options
 @click.option(
     "--start",
     type=click.Path(path_type=Path),
@@ -80,6 +91,8 @@ def command(
     output: Path,
     options: CompletionOptions,
     holdout: float | None,
+    validation_file: Path | None,
+    features: FeatureFiles,
     start: Path | None,
     write_dense: Path | None,
     dense_dtype: str,
@@ -100,6 +113,8 @@ def command(
     from fastrfm.readers import read_observations
     from fastrfm.store import read_result, write_result
 
+    if validation_file is not None and (not options.is_automatic or start is not None):
+        raise click.UsageError("--validation chooses --ridge auto and the rest: leave --ridge and --start out")
     if resume and checkpoint is None:
         raise click.UsageError("--resume needs --checkpoint: name the file that the earlier run kept its state in")
     check_output(output, force=force, source=file)
@@ -114,9 +129,12 @@ def command(
     fitted, held_out = observations, None
     if holdout is not None:
         fitted, held_out = observations.split(holdout, random_state=options.random_state)
+    validation, seen = _read_validation(validation_file, fitted, memory)
+    side = read_side(features, observations)
     earlier = None if start is None else read_result(start)
     kept = {"checkpoint": checkpoint, "every": every, "resume": resume}
-    result = complete_with_progress(fitted, options, label="Completing", quiet=quiet, start=earlier, **kept)
+    more = {"start": earlier, "validation": validation, **side.arrays}
+    result = complete_with_progress(fitted, options, label="Completing", quiet=quiet, **more, **kept)
     write_result(output, result, force=force)
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
@@ -124,8 +142,10 @@ def command(
         lines = [
             ("file", f"{file}, {shape_in_words(observations.shape)}"),
             ("observed", share_in_words(observations.n_observed, observations.shape)),
+            *([("chosen on", f"{validation_file}, {validation.n_observed} entries")] if validation is not None else ()),
+            *side.lines,
             *_fit_lines(result),
-            *(_held_out_lines(fitted, held_out, result) if held_out is not None else ()),
+            *(_held_out_lines(seen, held_out, result) if held_out is not None else ()),
             ("time", f"{result.seconds:.3g} s"),
             ("result", f"{output}{'' if held_out is None else ', fitted without the held-out entries'}"),
         ]
@@ -136,6 +156,23 @@ def command(
     if advice:
         click.echo(f"Not converged: {advice}", err=True)
         click.get_current_context().exit(EXIT_NOT_CONVERGED)
+
+
+def _read_validation(path: Path | None, fitted: RowBlocks, memory: int | None) -> tuple[Observations | None, RowBlocks]:
+    """Return the entries to choose on, if any, and all that will be fitted."""
+    from fastrfm.observations import Observations
+    from fastrfm.readers.matching import read_entries
+    from fastrfm.splits import united
+
+    if path is None:
+        return None, fitted
+    if not isinstance(fitted, Observations):
+        raise InputError(f"{path}: validation needs FILE in memory: raise --memory, or leave --validation out")
+    validation = read_entries(path, fitted, memory=memory)
+    try:
+        return validation, united(fitted, validation)[0]
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def _left_at(checkpoint: Path) -> str:

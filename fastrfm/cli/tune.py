@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastrfm.cli import EXIT_NOT_CONVERGED, OUTCOME_KEY
-from fastrfm.cli.common import count, echo_report, memory_option, shape_in_words, share_in_words
+from fastrfm.cli.common import count, echo_report, memory_option, read_grouped, shape_in_words, share_in_words
+from fastrfm.cli.features import feature_options, read_side
 from fastrfm.errors import InputError
 from fastrfm.options import METHODS, CompletionOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from fastrfm.cli.features import FeatureFiles, Side
     from fastrfm.cross_validation import CrossValidation, Fit, Setting, Summary
     from fastrfm.observations import Observations
 
@@ -94,6 +96,13 @@ def _fixed_options(function: Callable[..., Any]) -> Callable[..., Any]:
     "--offsets", type=click.Choice(tuple(_OFFSETS)), default="both", show_default=True, help="With offsets or without."
 )
 @click.option("--folds", type=click.IntRange(min=2), default=5, show_default=True, help="Parts, each held out once.")
+@click.option(
+    "--folds-by",
+    metavar="COLUMN|row|column",
+    help="Hold out whole groups: of a further column of FILE, such as a day; or whole rows (columns), of which nothing "
+    "but their features is known then: how well new ones are predicted. [default: single entries]",
+)
+@feature_options
 @_fixed_options
 @click.option(
     "--plot", type=click.Path(path_type=Path), metavar="OUT.png", help="Also draw RMSE against ridge (extra plot)."
@@ -109,6 +118,8 @@ def command(
     n_ridge: int,
     offsets: str,
     folds: int,
+    folds_by: str | None,
+    features: FeatureFiles,
     plot: Path | None,
     memory: int | None,
     force: bool,
@@ -123,20 +134,19 @@ def command(
     """
     from fastrfm.atomic import check_output
     from fastrfm.cross_validation import CrossValidation, fold_fits, make_grid
-    from fastrfm.observations import Observations
-    from fastrfm.readers import read_observations
 
     options = _checked(fixed)
     check_output(output, force=force, source=file)
     if plot is not None:
         _check_plot(plot, file, output, force)
-    observations = read_observations(file, memory=memory)
-    if not isinstance(observations, Observations):
-        raise InputError(f"{file}: does not fit into the memory allowed: raise --memory, or tune on a part of it")
+    _check_folds(folds_by, features)
+    observations, groups, _ = read_grouped(file, folds_by, "--folds-by", memory)
+    side = read_side(features, observations)
     options.check_shape(observations.shape)
     grid = make_grid(observations, agop_powers, ridges, n_ridges=n_ridge, offsets=_OFFSETS[offsets])
     found = CrossValidation(folds)
-    fits = fold_fits(observations, grid, folds, options.random_state, options=options)
+    more = {"options": options, "groups": groups, **side.arrays}
+    fits = fold_fits(observations, grid, folds, options.random_state, **more)
     click.get_current_context().meta[OUTCOME_KEY] = lambda: _left(output, found)
     try:
         _collect(fits, found, len(grid) * folds, quiet)
@@ -147,7 +157,7 @@ def command(
         from fastrfm.ridge_plot import plot_ridges
 
         plot_ridges(plot, found, force=force)
-    _report(file, output, observations, found, grid)
+    _report(file, output, observations, found, grid, side, folds_by)
 
 
 def _checked(fixed: dict[str, Any]) -> CompletionOptions:
@@ -155,6 +165,16 @@ def _checked(fixed: dict[str, Any]) -> CompletionOptions:
         return CompletionOptions(**fixed)
     except InputError as error:
         raise click.UsageError(str(error)) from None
+
+
+def _check_folds(folds_by: str | None, features: FeatureFiles) -> None:
+    """Refuse whole rows (columns) without features: all settings would predict the same, means."""
+    wanted = {"row": ("--row-features", features.rows), "column": ("--col-features", features.cols)}
+    if folds_by in wanted and wanted[folds_by][1] is None:
+        raise click.UsageError(
+            f"--folds-by {folds_by} needs {wanted[folds_by][0]}: without, nothing tells one {folds_by} held out from "
+            "another"
+        )
 
 
 def _check_plot(plot: Path, file: Path, output: Path, force: bool) -> None:
@@ -205,7 +225,13 @@ def _write(path: Path, fits: Sequence[Fit], force: bool) -> None:
 
 
 def _report(
-    file: Path, output: Path, observations: Observations, found: CrossValidation, grid: Sequence[Setting]
+    file: Path,
+    output: Path,
+    observations: Observations,
+    found: CrossValidation,
+    grid: Sequence[Setting],
+    side: Side,
+    folds_by: str | None,
 ) -> None:
     best, cautious = found.best(), found.one_standard_error()
     _echo_line(_TITLES)
@@ -218,7 +244,8 @@ def _report(
         [
             ("file", f"{file}, {shape_in_words(observations.shape)}"),
             ("observed", share_in_words(observations.n_observed, observations.shape)),
-            ("fits", f"{count(len(grid), 'setting')} x {found.folds} folds"),
+            *side.lines,
+            ("fits", f"{count(len(grid), 'setting')} x {found.folds} folds{f' by {folds_by}' if folds_by else ''}"),
             ("best", f"{_setting_in_words(best.setting)}, RMSE {best.rmse:.5g} +- {best.rmse_error:.2g}"),
             ("one standard error", f"{_setting_in_words(cautious.setting)}, RMSE {cautious.rmse:.5g}"),
             ("table", output),

@@ -78,6 +78,30 @@ def triple_blocks(stream: TextStream, indexed: bool, n_bytes: int = BLOCK_BYTES)
             yield _read_carefully(piece, batch, n_columns, indexed)
 
 
+@dataclass(frozen=True, eq=False)
+class Triples:
+    """All triples of a file, in its order: those with a value.
+
+    Attributes
+    ----------
+    rows, cols : (n,) int64
+        Positions.
+    values : (n,) float64
+    is_there : (n_records,) bool
+        Which records have a value.
+    shape : (int, int)
+    names : list of two
+        Of rows and columns: list of str, or None.
+    """
+
+    rows: np.ndarray
+    cols: np.ndarray
+    values: np.ndarray
+    is_there: np.ndarray
+    shape: tuple[int, int]
+    names: list[list[str] | None]
+
+
 def read_triples(stream: TextStream, indexed: bool, notes: list[str]) -> Observations:
     """Return the observations of a file of triples.
 
@@ -100,24 +124,34 @@ def read_triples(stream: TextStream, indexed: bool, notes: list[str]) -> Observa
     FileFormatError, InputError
         As :func:`triple_blocks`; InputError also if a pair occurs twice or no value is there.
     """
+    return observe_triples(stream, indexed, collect_triples(stream, indexed, notes))
+
+
+def collect_triples(stream: TextStream, indexed: bool, notes: list[str]) -> Triples:
+    """Return the triples of a file in its order; parameters and errors as of :func:`read_triples`."""
     start_triples(stream, notes)
     axes = AxisLabels(), AxisLabels()
-    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    shape, n_missing = (0, 0), 0
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+    shape = (0, 0)
     for block in triple_blocks(stream, indexed):
         rows, cols = encode_block(block, axes, indexed)
         shape = (max(shape[0], int(rows.max()) + 1), max(shape[1], int(cols.max()) + 1))
         is_there = ~np.isnan(block.values)
-        n_missing += block.values.size - int(is_there.sum())
-        parts.append((rows[is_there], cols[is_there], block.values[is_there]))
-    rows, cols, values = (np.concatenate(part) for part in zip(*parts, strict=True))
+        parts.append((rows[is_there], cols[is_there], block.values[is_there], is_there))
+    rows, cols, values, is_there = (np.concatenate(part) for part in zip(*parts, strict=True))
     names: list[list[str] | None] = [None, None]
     if not indexed:
         (row_map, row_names), (col_map, col_names) = axes[0].finish(), axes[1].finish()
         rows, cols, names = row_map[rows], col_map[cols], [names_of(row_names), names_of(col_names)]
-    note_missing(notes, n_missing)
+    note_missing(notes, is_there.size - values.size)
+    return Triples(rows, cols, values, is_there, shape, names)
+
+
+def observe_triples(stream: TextStream, indexed: bool, triples: Triples) -> Observations:
+    """Return the observations that triples of a file make; a pair that occurs twice is named with its lines."""
+    rows, cols, names = triples.rows, triples.cols, triples.names
     try:
-        return Observations.from_coo(rows, cols, values, shape, row_names=names[0], col_names=names[1])
+        return Observations.from_coo(rows, cols, triples.values, triples.shape, row_names=names[0], col_names=names[1])
     except InputError:
         if repeat := first_repeat(rows, cols):
             raise repeat_error(stream, indexed, repeat) from None

@@ -24,8 +24,9 @@ from fastrfm.solvers.descent import Stage, follow
 from fastrfm.solvers.monitor import Iteration
 from fastrfm.solvers.runs import Outcome, run, settled_bounds
 from fastrfm.solvers.selection import Choice, Variant, choose, hold_out, scale_bounds
-from fastrfm.solvers.side_information import SideInformation
+from fastrfm.solvers.side_information import SideInformation, check_in_memory
 from fastrfm.solvers.two_sided import solve_two_sided
+from fastrfm.splits import united
 
 _CHOICES_WITH_OUTLIERS = 3  # a fourth changed little on matrices with 5 % of gross errors, a third halved the error
 _NEARLY_EXACT = 0.15  # of the spread of values on a scale: a held-out error below it may be none at all
@@ -128,7 +129,7 @@ def _exact(
     return Outcome.of(observations, variant, "two-sided", exact, solved)
 
 
-def united(observations: RowBlocks, validation: Observations) -> tuple[Observations, np.ndarray]:
+def with_validation(observations: RowBlocks, validation: Observations) -> tuple[Observations, np.ndarray]:
     """Return the entries of both, and which of them, in row order, are those to choose on.
 
     Raises
@@ -136,24 +137,12 @@ def united(observations: RowBlocks, validation: Observations) -> tuple[Observati
     InputError
         If shapes differ, an entry is in both, or the observations are not in memory.
     """
-    if not isinstance(observations, Observations):
-        raise InputError("validation needs the observations in memory: raise memory, or leave validation out")
     if not isinstance(validation, Observations) or validation.shape != observations.shape:
         raise InputError(
             f"validation must be Observations of a {observations.n_rows} x {observations.n_cols} matrix, got "
             f"{getattr(validation, 'shape', type(validation).__name__)}"
         )
-    both = zip(observations.to_coo(), validation.to_coo(), strict=True)
-    rows, cols, values = (np.concatenate(pair) for pair in both)
-    names = {"row_names": observations.row_names, "col_names": observations.col_names}
-    both_of_them, order = (
-        Observations.from_coo(rows, cols, values, observations.shape, **names),
-        np.lexsort((cols, rows)),
-    )
-    if observations.is_weighted or validation.is_weighted:
-        parts = [part.weights if part.is_weighted else np.ones(part.n_observed) for part in (observations, validation)]
-        both_of_them = both_of_them.with_weights(np.concatenate(parts)[order])
-    return both_of_them, order >= observations.n_observed
+    return united(check_in_memory(observations, "validation needs"), validation)
 
 
 # --- what a checkpoint keeps ------------------------------------------------------------------------------------------

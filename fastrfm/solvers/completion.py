@@ -22,7 +22,7 @@ from fastrfm.kernels.residual import masked_residual
 from fastrfm.observations import Observations
 from fastrfm.options import AUTO, TWO_SIDED_POWER, CompletionOptions
 from fastrfm.results import CompletionResult, Offsets
-from fastrfm.solvers.automatic import AutomaticFit, united
+from fastrfm.solvers.automatic import AutomaticFit, with_validation
 from fastrfm.solvers.checkpoint import Checkpoint, digest, digest_of_mask, digest_of_result
 from fastrfm.solvers.monitor import Iteration
 from fastrfm.solvers.rounds import Fit, fit_in_rounds
@@ -160,7 +160,7 @@ def complete(
             raise InputError('validation goes with a ridge that is "auto": give one of the two')
     is_held = None
     if validation is not None:
-        observations, is_held = united(observations, validation)
+        observations, is_held = with_validation(observations, validation)
     if options.huber is not None and options.ridge == 0.0:
         raise InputError('huber needs a ridge, for without one every entry is met: give one, or ridge="auto"')
     _check_size(observations, TWO_SIDED_POWER if options.agop_power == AUTO else float(options.agop_power))
