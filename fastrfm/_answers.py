@@ -7,11 +7,11 @@ Rows and columns are asked for by position, or by name where the table has names
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from typing import Any
 
 import numpy as np
 
+from fastrfm._estimator import Transformer
 from fastrfm._numba import check_thread_count, thread_limit
 from fastrfm.errors import InputError, NotFittedError
 from fastrfm.merging import positions_of
@@ -21,7 +21,7 @@ from fastrfm.similarity import most_similar
 from fastrfm.solvers.new_rows import FittedColumns
 
 
-class Answers:
+class Answers(Transformer):
     """A base class for estimators with ``result_`` and ``observations_``."""
 
     result_: CompletionResult
@@ -29,10 +29,6 @@ class Answers:
     n_threads: int | None
 
     _fitted_columns: FittedColumns
-
-    @abstractmethod
-    def _check_fitted(self, method: str) -> None:
-        """Raise NotFittedError before ``fit``."""
 
     def predict(self, rows: Any, cols: Any) -> np.ndarray:
         """Return the fitted estimate at pairs of positions; see :meth:`fastrfm.results.CompletionResult.predict`.
@@ -84,6 +80,7 @@ class Answers:
         Examples
         --------
         >>> import numpy as np
+        >>> from fastrfm import MatrixCompletion
         >>> table = np.outer([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 4.0])
         >>> table[3, :2] = np.nan
         >>> cols, values = MatrixCompletion(rank=1).fit(table).recommend([3], 3)
@@ -128,13 +125,14 @@ class Answers:
         Examples
         --------
         >>> import numpy as np
+        >>> from fastrfm import MatrixCompletion
         >>> table = np.outer([1.0, 2.0, 3.0], [1.0, 2.0, 0.0]) + np.outer([1.0, -1.0, 1.0], [0.0, 0.1, 1.0])
         >>> neighbours, cosines = MatrixCompletion().fit(table).similar_columns([0], 2)
         >>> neighbours.tolist(), cosines.round(2).tolist()
         ([[1, 2]], [[1.0, 0.31]])
         """
         self._check_fitted("similar_columns")
-        vectors = self.result_.right[:, : self.rank_] * self.singular_values_
+        vectors = self.result_.right[:, : self.result_.rank] * self.result_.singular_values
         return self._similar(vectors, self._fitted_columns.counts > 0, cols, n, "column")
 
     def similar_rows(self, rows: Any = None, n: int = 10) -> tuple[np.ndarray, np.ndarray]:
@@ -145,12 +143,13 @@ class Answers:
         Examples
         --------
         >>> import numpy as np
+        >>> from fastrfm import MatrixCompletion
         >>> model = MatrixCompletion().fit(np.outer([1.0, -2.0, 3.0, 4.0], [1.0, 2.0, 4.0]))
         >>> model.similar_rows([1], 3)[1].round(4).tolist()
         [[-1.0, -1.0, -1.0]]
         """
         self._check_fitted("similar_rows")
-        vectors = self.result_.left[:, : self.rank_]
+        vectors = self.result_.left[:, : self.result_.rank]
         return self._similar(vectors, np.ones(len(vectors), dtype=bool), rows, n, "row")
 
     def _similar(

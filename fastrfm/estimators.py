@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from fastrfm._answers import Answers
-from fastrfm._estimator import Transformer
 from fastrfm._numba import check_thread_count, thread_limit
 from fastrfm.errors import InputError
 from fastrfm.merging import merged, rows_of
@@ -29,7 +28,7 @@ SCORE_SHARE = 0.2  # of the observed entries that ``score`` hides
 _DEFAULTS = {option.name: getattr(CompletionOptions, option.name) for option in fields(CompletionOptions)} | AUTOMATIC
 
 
-class MatrixCompletion(Answers, Transformer):
+class MatrixCompletion(Answers):
     """Fill the gaps of a table by low-rank completion (lin-RFM); a scikit-learn transformer.
 
     Parameters
@@ -206,8 +205,8 @@ class MatrixCompletion(Answers, Transformer):
         -----
         A few sweeps of exact ridge regressions, rows and columns in turn, from the fit before (``solvers.update``):
         some passes over all entries. The options stay those of the fit, chosen or given, also if parameters were set
-        since; offsets are computed again. Beyond an agop_power of 1/4 there are no more directions than before: where the
-        entries have multiplied, :meth:`fit` anew chooses better. ``stop_reason_`` is "max_iter" where 20 sweeps did
+        since; offsets are computed again. Beyond an agop_power of 1/4 there are no more directions than before, so
+        :meth:`fit` anew chooses better where the entries have multiplied. ``stop_reason_`` is "max_iter" where 20 sweeps did
         not come to rest. A fit without a ridge whose estimate does not explain the new entries as it did the old ones
         is replaced by a new one of all entries, with the parameters of :meth:`fit`.
 
