@@ -205,10 +205,10 @@ class MatrixCompletion(Answers):
         -----
         A few sweeps of exact ridge regressions, rows and columns in turn, from the fit before (``solvers.update``):
         some passes over all entries. The options stay those of the fit, chosen or given, also if parameters were set
-        since; offsets are computed again. Beyond an agop_power of 1/4 there are no more directions than before, so
-        :meth:`fit` anew chooses better where the entries have multiplied. ``stop_reason_`` is "max_iter" where 20 sweeps did
-        not come to rest. A fit without a ridge whose estimate does not explain the new entries as it did the old ones
-        is replaced by a new one of all entries, with the parameters of :meth:`fit`.
+        since; offsets are computed again. Beyond an agop_power of 1/4 no directions come in that were not there, so
+        :meth:`fit` anew chooses better where the entries have multiplied. ``stop_reason_`` is "max_iter" where 20
+        sweeps did not come to rest. A fit without a ridge whose estimate does not explain the new entries as well as it
+        did the old ones is replaced by a new one of all entries, with the parameters of :meth:`fit`.
 
         Examples
         --------
@@ -275,8 +275,8 @@ class MatrixCompletion(Answers):
         observations = observe_table(table, allow_empty=True)
         if observations.n_cols != self.n_features_in_:
             raise InputError(
-                f"X must have {self.n_features_in_} columns like the fitted table, got {observations.n_cols}"
-                ": pass the same columns, NaN where nothing was observed"
+                f"X has {observations.n_cols} features, but {type(self).__name__} is expecting {self.n_features_in_} "
+                "features as input: pass the columns of the fitted table, NaN where nothing was observed"
             )
         names, fitted = observations.col_names, getattr(self, "feature_names_in_", None)
         if names is not None and fitted is not None and not np.array_equal(names, fitted):
