@@ -1,8 +1,8 @@
 """``MatrixCompletion``: the solvers behind scikit-learn's conventions, with or without scikit-learn installed.
 
 Flow: a table with gaps -> ``Observations`` -> ``complete`` -> attributes ending in ``_``; new rows go through
-``solvers.new_rows``. scikit-learn is imported only when it asks for its tags, so nothing here needs it. Not here:
-iterations and row solves (``solvers``), choice of options by hold-out.
+``solvers.new_rows``, new entries through ``merging`` and ``solvers.update``. What scikit-learn asks of a transformer is
+in ``_estimator``. Not here: iterations and row solves (``solvers``), choice of options by hold-out.
 """
 
 from __future__ import annotations
@@ -12,20 +12,23 @@ from typing import Any
 
 import numpy as np
 
+from fastrfm._answers import Answers
 from fastrfm._numba import check_thread_count, thread_limit
-from fastrfm.errors import InputError, NotFittedError
+from fastrfm.errors import InputError
+from fastrfm.merging import merged, rows_of
 from fastrfm.observations import Observations
 from fastrfm.options import AUTO, AUTOMATIC, CompletionOptions
 from fastrfm.results import CompletionResult
 from fastrfm.solvers.completion import complete
 from fastrfm.solvers.new_rows import complete_rows, fitted_columns
+from fastrfm.solvers.update import update
 from fastrfm.tables import observe_table
 
 SCORE_SHARE = 0.2  # of the observed entries that ``score`` hides
-_PARAMETERS = tuple(option.name for option in fields(CompletionOptions))
+_DEFAULTS = {option.name: getattr(CompletionOptions, option.name) for option in fields(CompletionOptions)} | AUTOMATIC
 
 
-class MatrixCompletion:
+class MatrixCompletion(Answers):
     """Fill the gaps of a table by low-rank completion (lin-RFM); a scikit-learn transformer.
 
     Parameters
@@ -50,11 +53,15 @@ class MatrixCompletion:
         Means of the observed entries; the overall mean for a column without any. In the data's unit.
     feature_names_in_ : (n_features,) object array of str
         Only if the fitted table named its columns.
+    observations_ : Observations
+        The entries that were fitted, pickled with the rest. :meth:`partial_fit` and :meth:`recommend` need them;
+        ``del model.observations_`` gives their memory back to those who do not.
 
     Notes
     -----
     Tables are 2-D arrays with NaN for missing, data frames, scipy.sparse matrices (every stored entry is observed,
-    stored zeros too) or :class:`fastrfm.Observations`. They are never changed.
+    stored zeros too) or :class:`fastrfm.Observations`. They are never changed. Booleans and whole numbers, also
+    pandas's nullable ones, count as numbers.
 
     Examples
     --------
@@ -67,6 +74,8 @@ class MatrixCompletion:
     >>> model.transform([[5.0, np.nan, np.nan]]).round(4).tolist()
     [[5.0, 10.0, 20.0]]
     """
+
+    _defaults = _DEFAULTS
 
     def __init__(
         self,
@@ -132,9 +141,15 @@ class MatrixCompletion:
         return self
 
     def _fit(self, observations: Observations) -> None:
-        result = complete(observations, **self.get_params())
+        parameters = self.get_params()
+        self._take(complete(observations, **parameters), observations)
+        self._fitted_parameters = parameters
+
+    def _take(self, result: CompletionResult, observations: Observations) -> None:
+        """Make a result the fitted one."""
         self._fitted_columns = fitted_columns(observations, result.offsets)
         self.result_ = result
+        self.observations_ = _bare(observations)
         self.left_, self.right_, self.offsets_ = result.left, result.right, result.offsets
         self.rank_, self.n_iter_, self.stop_reason_ = result.rank, result.n_iter, result.stop_reason
         self.singular_values_ = result.singular_values
@@ -144,7 +159,7 @@ class MatrixCompletion:
         if observations.col_names is not None:
             self.feature_names_in_ = observations.col_names
 
-    def fit_transform(self, X: Any, y: Any = None) -> np.ndarray:
+    def fit_transform(self, X: Any, y: Any = None) -> Any:
         """Complete the table `X`: observed entries stay as given, missing ones get the estimate.
 
         Parameters
@@ -154,21 +169,76 @@ class MatrixCompletion:
 
         Returns
         -------
-        (n_rows, n_features) float64
+        (n_rows, n_features) float64 array, or what :meth:`set_output` asked for
             ``result_.to_dense()`` is the estimate at the observed entries too.
 
         Raises
         ------
         InputError
             As :meth:`fit`.
+        MissingPackageError
+            If a data frame was asked for and its package is not installed.
         """
         observations = observe_table(X)
         self._fit(observations)
-        return _impute(self.result_, observations)
+        return self._as_asked(_impute(self.result_, observations), X)
+
+    def partial_fit(self, X: Any, y: Any = None, *, rows: Any = None) -> MatrixCompletion:
+        """Take in new entries of known rows, or new rows, and return the estimator itself; without :meth:`fit`, fit.
+
+        Parameters
+        ----------
+        X : (n_lines, n_features_in_) table
+            A line for each row that has something new; NaN says nothing. A value at a place that was observed before
+            replaces the one there.
+        y : ignored
+        rows : (n_lines,) array_like of int or of str, optional
+            The rows of the fitted table that the lines of `X` belong to: zero-based positions, or names if it has
+            any. Names that it does not have are new rows. By default lines go by the names in the index of a data frame
+            if the fitted table was one with names, and are new rows, appended in their order, if it was not.
+
+        Raises
+        ------
+        NotFittedError
+            If `rows` is given before :meth:`fit`, or `observations_` were deleted.
+        InputError
+            As :meth:`transform`; also if `rows` does not go with `X` or with the fitted table, or two lines are of the
+            same row.
+
+        Notes
+        -----
+        A few sweeps of exact ridge regressions, rows and columns in turn, from the fit before (``solvers.update``):
+        some passes over all entries. The options stay those of the fit, chosen or given, also if parameters were set
+        since; offsets are computed again. Beyond an agop_power of 1/4 no directions come in that were not there, so
+        :meth:`fit` anew chooses better where the entries have multiplied. ``stop_reason_`` is "max_iter" where 20
+        sweeps did not come to rest. A fit without a ridge whose estimate does not explain the new entries as well as it
+        did the old ones is replaced by a new one of all entries, with the parameters of :meth:`fit`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> nan = np.nan
+        >>> table = np.outer([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 4.0])
+        >>> table[0, 2] = table[3, 0] = nan
+        >>> model = MatrixCompletion(rank=1).fit(table)
+        >>> model.partial_fit([[5.0, nan, nan]]).predict(4, [1, 2]).round(4).tolist()  # a new row
+        [10.0, 20.0]
+        >>> model.partial_fit([[nan, nan, 4.0]], rows=[0]).result_.n_observed  # a new entry of the first one
+        12
+        """
+        if not self.__sklearn_is_fitted__() and rows is None:
+            return self.fit(X)
+        fitted = self._observed("partial_fit")
+        entries = self._observe_rows(X)
+        observations = merged(fitted, entries, *rows_of(entries, rows, fitted))
+        if entries.n_observed or observations.n_rows > fitted.n_rows:
+            parameters = {**self._fitted_parameters, "n_threads": self.n_threads}
+            self._take(update(self.result_, observations, parameters), observations)
+        return self
 
     # --- new rows ---------------------------------------------------------------------------------------------
 
-    def transform(self, X: Any) -> np.ndarray:
+    def transform(self, X: Any) -> Any:
         """Complete new rows without refitting: observed entries stay as given, missing ones get the estimate.
 
         Parameters
@@ -178,7 +248,7 @@ class MatrixCompletion:
 
         Returns
         -------
-        (n_new_rows, n_features_in_) float64
+        (n_new_rows, n_features_in_) float64 array, or what :meth:`set_output` asked for
 
         Raises
         ------
@@ -186,6 +256,8 @@ class MatrixCompletion:
             Before :meth:`fit`.
         InputError
             If `X` has another number of columns or other column names than the fitted table, or is unusable.
+        MissingPackageError
+            If a data frame was asked for and its package is not installed.
 
         Notes
         -----
@@ -199,16 +271,16 @@ class MatrixCompletion:
         Rows of the fitted table come out as :meth:`fit_transform` gives them as far as the fit has converged and `rank`
         did not cut it short. With a ridge the default `tol` stops early, and the two differ visibly.
         """
+        self._check_fitted("transform")
         observations = self._observe_rows(X)
-        return _impute(self._complete_rows(observations), observations)
+        return self._as_asked(_impute(self._complete_rows(observations), observations), X)
 
     def _observe_rows(self, table: Any) -> Observations:
-        self._check_fitted("transform")
         observations = observe_table(table, allow_empty=True)
         if observations.n_cols != self.n_features_in_:
             raise InputError(
-                f"X must have {self.n_features_in_} columns like the fitted table, got {observations.n_cols}"
-                ": pass the same columns, NaN where nothing was observed"
+                f"X has {observations.n_cols} features, but {type(self).__name__} is expecting {self.n_features_in_} "
+                "features as input: pass the columns of the fitted table, NaN where nothing was observed"
             )
         names, fitted = observations.col_names, getattr(self, "feature_names_in_", None)
         if names is not None and fitted is not None and not np.array_equal(names, fitted):
@@ -223,20 +295,7 @@ class MatrixCompletion:
         with thread_limit(check_thread_count(self.n_threads)):
             return complete_rows(self.result_, self._fitted_columns, observations)
 
-    # --- answers ----------------------------------------------------------------------------------------------
-
-    def predict(self, rows: Any, cols: Any) -> np.ndarray:
-        """Return the fitted estimate at pairs of positions; see :meth:`fastrfm.results.CompletionResult.predict`.
-
-        Raises
-        ------
-        NotFittedError
-            Before :meth:`fit`.
-        InputError
-            If a position is not a whole number or lies outside the fitted table.
-        """
-        self._check_fitted("predict")
-        return self.result_.predict(rows, cols)
+    # --- how good it is ---------------------------------------------------------------------------------------
 
     def score(self, X: Any, y: Any = None) -> float:
         """Return R² on hidden entries of the rows `X`: how well :meth:`transform` completes them.
@@ -283,78 +342,19 @@ class MatrixCompletion:
             return 1.0 if misfit == 0.0 else 0.0
         return 1.0 - misfit / total
 
-    # --- scikit-learn's conventions ---------------------------------------------------------------------------
-
-    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """Return the names of the columns that :meth:`transform` gives: those of the fitted table, or x0, x1, …
-
-        Raises
-        ------
-        NotFittedError
-            Before :meth:`fit`.
-        InputError
-            If `input_features` are given and are not the fitted table's.
-        """
-        self._check_fitted("get_feature_names_out")
-        fitted = getattr(self, "feature_names_in_", None)
-        if input_features is None:
-            default = [f"x{j}" for j in range(self.n_features_in_)]
-            return np.array(default, dtype=object) if fitted is None else fitted.copy()
-        names = np.array([str(name) for name in input_features], dtype=object)
-        if names.size != self.n_features_in_:
-            raise InputError(f"input_features must hold {self.n_features_in_} names, got {names.size}")
-        if fitted is not None and not np.array_equal(names, fitted):
-            raise InputError("input_features must equal feature_names_in_, the fitted table's names: leave them out")
-        return names
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Return the constructor's parameters by name; `deep` is accepted for scikit-learn's sake."""
-        return {name: getattr(self, name) for name in _PARAMETERS}
-
-    def set_params(self, **params: Any) -> MatrixCompletion:
-        """Set parameters by name and return the estimator itself.
-
-        Raises
-        ------
-        InputError
-            If a name is unknown; nothing is then changed.
-        """
-        unknown = [name for name in params if name not in _PARAMETERS]
-        if unknown:
-            raise InputError(f"no parameter is called {unknown[0]!r}: use one of {', '.join(_PARAMETERS)}")
-        for name, value in params.items():
-            setattr(self, name, value)
-        return self
-
-    def __repr__(self) -> str:
-        changed = {name: value for name, value in self.get_params().items() if not _is_default(name, value)}
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "result_")
-
-    def __sklearn_tags__(self) -> Any:
-        # Only scikit-learn calls this, so the import cannot fail where it matters.
-        from sklearn.utils import InputTags, Tags, TargetTags, TransformerTags
-
-        return Tags(
-            estimator_type=None,
-            target_tags=TargetTags(required=False),
-            transformer_tags=TransformerTags(preserves_dtype=["float64"]),
-            input_tags=InputTags(sparse=True, allow_nan=True),
-        )
-
-    def _check_fitted(self, method: str) -> None:
-        if not self.__sklearn_is_fitted__():
-            raise NotFittedError(f"this MatrixCompletion is not fitted: call fit first, then {method}")
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        if "observations_" in state:
+            state["observations_"] = _bare(state["observations_"])
+        return state
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------
 
 
-def _is_default(name: str, value: Any) -> bool:
-    default = AUTOMATIC.get(name, getattr(CompletionOptions, name))
-    return value is default or (type(value) is type(default) and value == default)
+def _bare(observations: Observations) -> Observations:
+    """Return the same observations without what they keep for the next pass, which is as large again."""
+    return observations.with_values(observations.values)
 
 
 def _impute(estimate: CompletionResult, observations: Observations) -> np.ndarray:

@@ -66,21 +66,22 @@ def canonical_factors(
 
     Parameters
     ----------
-    left, right : (n_rows, k) and (n_cols, k) float64, k at most the smaller side
+    left, right : (n_rows, k) and (n_cols, k) float64
     overwrite : bool
         Whether they may be changed, which saves their memory.
 
     Returns
     -------
     left : (n_rows, k) float64
-        Left singular vectors times singular values.
+        Left singular vectors times singular values; of both factors only as many as the smaller side is long, where k
+        is more: side information has directions that the matrix itself has no room for.
     right : (n_cols, k) float64
         Right singular vectors; the entry of largest magnitude in each column is positive.
     singular_values : (k,) float64, descending
     """
     q_left, r_left = tall_qr(left, overwrite=overwrite)
     q_right, r_right = tall_qr(right, overwrite=overwrite)
-    u, singular_values, vt = np.linalg.svd(r_left @ r_right.T)
+    u, singular_values, vt = np.linalg.svd(r_left @ r_right.T, full_matrices=False)
     right = q_right @ vt.T
     largest = right[np.argmax(np.abs(right), axis=0), np.arange(right.shape[1])] if right.size else np.ones(0)
     signs = np.where(largest < 0.0, -1.0, 1.0)

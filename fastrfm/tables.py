@@ -28,7 +28,7 @@ def observe_table(table: Any, *, allow_empty: bool = False) -> Observations:
     Raises
     ------
     InputError
-        As :meth:`Observations.from_dense` and :meth:`Observations.from_scipy`.
+        As :meth:`Observations.from_dense` and :meth:`Observations.from_scipy`; also if the table holds dates or times.
     """
     import scipy.sparse
 
@@ -50,13 +50,45 @@ def observe_table(table: Any, *, allow_empty: bool = False) -> Observations:
 def _as_array(table: Any) -> np.ndarray:
     try:
         if not hasattr(table, "iloc"):
-            return np.asanyarray(table)
-        values: np.ndarray = table.to_numpy()  # pandas; its own missing value pd.NA needs to be told what it becomes
-        if values.dtype.kind not in "fc":
-            values = table.to_numpy(dtype=np.float64, na_value=np.nan)
-        return values
+            values = np.asanyarray(table)
+        else:
+            # pandas: mixed columns come as objects, its own missing value pd.NA needs to be told what it becomes.
+            _refuse_times(*getattr(table, "dtypes", []))
+            values = table.to_numpy()
+            if values.dtype.kind not in "fc":
+                values = table.to_numpy(dtype=np.float64, na_value=np.nan)
     except (TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"X must be a table of numbers: {error}") from None
+    _refuse_times(values.dtype)
+    _check_form(values)
+    return values
+
+
+def _refuse_times(*dtypes: Any) -> None:
+    """Refuse dates and times: as numbers they count nanoseconds, and a missing one is a number too."""
+    for dtype in dtypes:
+        if getattr(dtype, "kind", "") in "mM":
+            raise InputError(
+                f"X must be a table of numbers, got {dtype}: turn dates and times into numbers of your own"
+            )
+
+
+def _check_form(values: np.ndarray) -> None:
+    """Refuse what is no table, in words that scikit-learn's users know."""
+    if values.dtype.kind == "c":
+        raise InputError("Complex data not supported: X must hold real numbers")
+    if values.ndim != 2:
+        raise InputError(
+            f"X must have 2 dimensions (rows, columns), got {values.ndim}. Reshape your data, such as "
+            "X.reshape(1, -1) for a single row"
+        )
+    for size, what in zip(values.shape, ("row", "feature"), strict=True):
+        if size == 0:
+            raise InputError(
+                f"X has 0 {what}(s) (shape={values.shape}) while a minimum of 1 is required: the table is empty"
+            )
 
 
 def _labels(labels: Any) -> np.ndarray | None:

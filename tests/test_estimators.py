@@ -372,9 +372,9 @@ def test_float32_gives_float64_estimates(exact):
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        (np.ones((2, 23)), "24 columns.*got 23"),
-        (scipy.sparse.csr_array(np.ones((2, 25))), "24 columns.*got 25"),
-        (np.full((2, 23), NAN), "24 columns.*got 23"),
+        (np.ones((2, 23)), "X has 23 features.*expecting 24"),
+        (scipy.sparse.csr_array(np.ones((2, 25))), "X has 25 features.*expecting 24"),
+        (np.full((2, 23), NAN), "X has 23 features.*expecting 24"),
         (np.ones(24), "2 dimensions"),
         (np.full(24, NAN), "2 dimensions"),
         (np.ones((0, 24)), "empty"),

@@ -59,6 +59,17 @@ def test_canonical_factors_are_the_decomposition(size):
         assert np.all(new_right[peaks, np.arange(k)] > 0.0)
 
 
+@pytest.mark.parametrize("size", [(6, 3, 5), (3, 6, 5), (2, 3, 7)])
+def test_more_directions_than_the_matrix_has_room_for_are_left_out(size):
+    n_rows, n_cols, k = size
+    rng = np.random.RandomState(k)
+    left, right = rng.standard_normal((n_rows, k)), rng.standard_normal((n_cols, k))
+    new_left, new_right, singular_values = canonical_factors(left.copy(), right.copy(), overwrite=True)
+    assert new_left.shape == (n_rows, min(size)) and new_right.shape == (n_cols, min(size))
+    np.testing.assert_allclose(new_left @ new_right.T, left @ right.T, atol=1e-12)
+    np.testing.assert_allclose(singular_values, np.linalg.svd(left @ right.T, compute_uv=False), atol=1e-12)
+
+
 def test_canonical_factors_keep_directions_that_a_gram_would_lose():
     rng = np.random.RandomState(0)
     left = np.linalg.qr(rng.standard_normal((30, 3)))[0] * np.array([1.0, 1e-6, 1e-12])

@@ -90,10 +90,15 @@ def complete_rows(result: CompletionResult, columns: FittedColumns, observations
 
 def row_penalty(result: CompletionResult) -> np.ndarray:
     """Return λ / d for every direction of a fit, (rank,) float64, kept above what rounding cannot tell from zero."""
-    ridge, power, sigma = result.options["ridge"], 4.0 * result.options["agop_power"], result.singular_values
-    fading = np.maximum((sigma[-1] / sigma) ** power, _LEAST_SHARE)
+    return direction_penalty(result.singular_values, result.options["ridge"], result.options["agop_power"])
+
+
+def direction_penalty(sigma: np.ndarray, ridge: float, agop_power: float) -> np.ndarray:
+    """Return λ / σ^(4α) for singular values, (k,) float64 descending and above 0, kept above rounding."""
+    power = 4.0 * agop_power
+    fading = np.maximum((sigma[-1:] / sigma) ** power, _LEAST_SHARE)
     with np.errstate(over="ignore", divide="ignore"):  # infinities are clipped below
-        penalty = ridge / sigma**power if ridge > 0.0 else np.zeros(result.rank)
+        penalty = ridge / sigma**power if ridge > 0.0 else np.zeros(sigma.size)
     return np.clip(penalty, _FADING_PENALTY * fading, _LARGEST_PENALTY)
 
 
