@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _MOST_POINTS = 2000  # beyond it dots hide each other, and their number is shown instead
 _FEW = 30  # points of a line that can be told apart
+_COMPARED = 2.0  # times the least error: fits beyond would press all others into one line
 _SERIES = (  # of the history, top to bottom in the legend
     ("masked_rmse", f"RMSE on fitted entries ({UNIT})", "-"),
     ("error_estimate", "estimated distance (relative)", "--"),
@@ -155,7 +156,8 @@ def plot_selection(result: CompletionResult, axes: Axes | None = None) -> Axes:
     Returns
     -------
     Axes
-        The fit that was chosen is marked by a star.
+        The fit that was chosen is marked by a star. Fits of more than twice the least error lie beyond the axis, and
+        the legend says how many.
 
     Raises
     ------
@@ -188,6 +190,7 @@ def plot_selection(result: CompletionResult, axes: Axes | None = None) -> Axes:
     star: dict[str, Any] = {"marker": "*", "markersize": 15, "markerfacecolor": "#F0E442", "markeredgecolor": "black"}
     axes.plot(ridge[at], error[at], linestyle="none", zorder=5, label=f"chosen: ridge {ridge[at]:.4g}", **star)
     _scale_ridges(axes, ridge)
+    _leave_out_hopeless(axes, error, bars)
     finish(axes, "How the options were chosen", "ridge", f"RMSE on held-out entries ({UNIT})")
     axes.legend(fontsize=9, framealpha=0.9)
     return axes
@@ -225,6 +228,17 @@ def _scale_ridges(axes: Axes, ridge: np.ndarray) -> None:
     else:  # ridge 0 has its place left of the least one
         axes.set_xscale("symlog", linthresh=float(above.min()))
         axes.set_xlim(left=-0.1 * float(above.min()))
+
+
+def _leave_out_hopeless(axes: Axes, error: np.ndarray, bars: np.ndarray) -> None:
+    is_compared = error <= _COMPARED * error.min()
+    n_beyond = int(np.count_nonzero(~is_compared))
+    if not n_beyond or error.min() == 0.0:
+        return
+    low, high = float((error - bars)[is_compared].min()), float((error + bars)[is_compared].max())
+    margin = 0.05 * (high - low) or 0.1 * low
+    axes.set_ylim(low - margin, high + margin)
+    axes.plot([], [], linestyle="none", label=f"{n_beyond} of {error.size} fits beyond the axis")
 
 
 def plot_held_out(result: CompletionResult, axes: Axes | None = None, *, held_out: RowBlocks | None = None) -> Axes:

@@ -140,6 +140,17 @@ def test_selection_tells_settings_apart_and_finds_room_for_ridge_0():
     render(axes)
 
 
+def test_selection_leaves_hopeless_fits_beyond_the_axis():
+    axes = plots.plot_selection(chosen_result(rmse=np.array([3.3, 0.8, 1.0, 0.85, 2.9])))
+    low, high = axes.get_ylim()
+    assert low < 0.8 - 0.05 and 1.0 < high < 1.1  # with the bars of those that can be compared
+    assert "2 of 5 fits beyond the axis" in [text.get_text() for text in axes.get_legend().get_texts()]
+    assert plots.plot_selection(chosen_result()).get_ylim()[1] > 1.0
+    exact = plots.plot_selection(chosen_result(rmse=np.array([3.3, 0.0, 1.0, 0.85, 2.9])))
+    assert exact.get_ylim()[1] > 3.3
+    render(axes)
+
+
 def test_without_a_selection_there_is_none_to_plot():
     for function in (plots.plot_selection, plots.plot_held_out):
         with pytest.raises(InputError, match=r"no selection.*plot convergence"):
