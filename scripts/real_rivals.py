@@ -85,6 +85,21 @@ def ours(task: Task) -> Fitted:
     return Fitted(result.predict, parts)
 
 
+def ours_on_steps(task: Task) -> Fitted:
+    """Return fastrfm's completion of the steps along each row, added up and shifted to pass through what is known.
+
+    Levels drift and steps do not; the shift between known places is linear (docs/guide/panel.md).
+    """
+    dense = _dense(task.observations)
+    steps = np.diff(dense, axis=1)
+    rows, cols = np.nonzero(np.isfinite(steps))
+    shape = task.observations.n_rows, task.observations.n_cols - 1
+    result = complete(Observations.from_coo(rows, cols, steps[rows, cols], shape), **AUTOMATIC)
+    path = np.column_stack([np.zeros(shape[0]), np.cumsum(result.to_dense(), axis=1)])
+    shift = _interpolated(dense - path, column_means(task).predict)
+    return Fitted(_looked_up(path + shift), f"agop_power {result.options['agop_power']:.3g}, rank {result.rank}")
+
+
 def offsets_only(task: Task) -> Fitted:
     """Return mean + row + column, as fastrfm fits them: shrinkage estimated from the data."""
     return Fitted(fit_offsets(task.observations).at)
@@ -101,8 +116,10 @@ def column_means(task: Task) -> Fitted:
 
 def interpolation(task: Task) -> Fitted:
     """Return linear interpolation along each row, constant beyond its ends; column means for a row without entries."""
-    dense = _dense(task.observations)
-    means = column_means(task).predict
+    return Fitted(_looked_up(_interpolated(_dense(task.observations), column_means(task).predict)))
+
+
+def _interpolated(dense: np.ndarray, means: Predict) -> np.ndarray:
     everything = np.arange(dense.shape[1])
     for row, line in enumerate(dense):
         known = np.flatnonzero(np.isfinite(line))
@@ -111,7 +128,7 @@ def interpolation(task: Task) -> Fitted:
             if known.size
             else means(np.full(everything.size, row), everything)
         )
-    return Fitted(lambda rows, cols: dense[rows, cols])
+    return dense
 
 
 def _dense(observations: Observations) -> np.ndarray:
@@ -122,7 +139,7 @@ def _dense(observations: Observations) -> np.ndarray:
 
 
 def _looked_up(dense: np.ndarray) -> Predict:
-    return lambda rows, cols: dense[rows, cols]
+    return lambda rows, cols: np.asarray(dense[rows, cols])
 
 
 def knn_imputer(task: Task) -> Fitted:
@@ -256,6 +273,12 @@ METHODS = {
         (RATINGS, PANEL, IMAGE),
         '`complete` with everything "auto", as the command does; `bounds` of the problem where it has them',
         ours,
+    ),
+    "fastrfm on steps": Method(
+        "fastrfm",
+        (PANEL,),
+        "the same of the steps from year to year, added up, shifted to the known values (guide, panel data)",
+        ours_on_steps,
     ),
     "offsets only": Method(
         "fastrfm", (RATINGS, IMAGE), "mean + row + column, shrinkage estimated from the known entries", offsets_only
