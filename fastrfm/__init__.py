@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastrfm.estimators import MatrixCompletion as MatrixCompletion
     from fastrfm.observations import Observations as Observations
+    from fastrfm.options import AUTOMATIC as AUTOMATIC
     from fastrfm.results import CompletionResult as CompletionResult
     from fastrfm.results import Offsets as Offsets
     from fastrfm.solvers.completion import complete as complete
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AUTOMATIC": "fastrfm.options",
     "CompletionResult": "fastrfm.results",
     "MatrixCompletion": "fastrfm.estimators",
     "Observations": "fastrfm.observations",
@@ -42,6 +44,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AUTOMATIC",
     "CompletionResult",
     "MatrixCompletion",
     "Observations",

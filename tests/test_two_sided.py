@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,14 +15,16 @@ from hypothesis import strategies as st
 from problems import Problem, low_rank_problem, observe
 
 from fastrfm._numba import available_threads
-from fastrfm.errors import NotConvergedWarning
+from fastrfm.errors import NotConvergedWarning, RankWarning
 from fastrfm.observations import Observations
 from fastrfm.results import CompletionResult
 from fastrfm.solvers import continuation
 from fastrfm.solvers.completion import complete
 from fastrfm.solvers.estimate import Estimate, Layout, Triplets, leading_triplets, start_estimate
 from fastrfm.solvers.tangent_step import Step, tangent_step
+from fastrfm.store import open_observations
 
+TECATOR = Path(__file__).resolve().parent.parent / "datasets" / "tecator.h5"
 POWERS = pytest.mark.parametrize("power", [0.25, 0.375, 0.5])
 FEW = settings(max_examples=6, deadline=None, derandomize=True)
 SMOOTHINGS = (2.0, 1.0, 0.5, 0.2, 0.05)
@@ -742,3 +745,15 @@ def test_noisy_data_are_completed_as_well_as_one_sided(power, ridge):
                 )
             errors.append(problem.relative_error(result.to_dense()))
         assert errors[1] <= 1.02 * errors[0], (seed, errors)
+
+
+@pytest.mark.compiled_only
+def test_a_rank_that_is_not_reached_is_said():
+    # A mean that dwarfs the rest: the other directions are lost on the way.
+    tecator = open_observations(TECATOR)
+    rng = np.random.default_rng(0)
+    is_hidden = rng.random(tecator.n_observed) < 0.5
+    noisy = tecator.with_values(tecator.values + 0.01 * np.random.default_rng(1).standard_normal(tecator.n_observed))
+    with pytest.warns(RankWarning, match="settled at rank 1, not 6"):
+        complete(noisy.select(~is_hidden), 6, method="two-sided", max_iter=200)
+    assert complete(noisy.select(~is_hidden), 6, method="two-sided", offsets=True, max_iter=200).rank == 6

@@ -16,7 +16,7 @@ from fastrfm._interrupt import deferred
 from fastrfm._numba import check_thread_count, thread_limit
 from fastrfm.atomic import PathLike
 from fastrfm.blocks import RowBlocks
-from fastrfm.errors import InputError, NotConvergedWarning
+from fastrfm.errors import InputError, NotConvergedWarning, RankWarning
 from fastrfm.factors import canonical_factors
 from fastrfm.kernels.residual import masked_residual
 from fastrfm.observations import Observations
@@ -30,6 +30,8 @@ from fastrfm.solvers.runs import Outcome, run
 from fastrfm.solvers.side_information import SideInformation
 
 _LARGEST_DECADES = 100.0
+_STRUCTURED, _POWER_STEPS = 2.0, 20  # times the spectral norm of noise: more is no noise
+_ROUNDING = 1e-6  # of the norm, as of float32
 
 
 def complete(
@@ -107,6 +109,9 @@ def complete(
     -----
     NotConvergedWarning
         If `max_iter` came before `tol`, or two-sided iteration stalled; the result is the best iterate.
+    RankWarning
+        If two-sided iteration that was asked for a rank settled below it, though a direction is left in the residual,
+        or without a rank there are more directions than ``factored`` follows.
     CheckpointWarning
         If the disk did not take a checkpoint.
 
@@ -184,10 +189,12 @@ def complete(
         automatic = AutomaticFit(options, side, is_held, keeper)
         fit: Fit = automatic if is_automatic else fit_given  # type: ignore[assignment]
         outcome = fit_in_rounds(fit, observations, options, callback, keeper)
-        trouble = _trouble(outcome)
-        if trouble:
+        result = _result(outcome)
+        if trouble := _trouble(outcome):
             warnings.warn(trouble, NotConvergedWarning, stacklevel=2)
-        return _result(outcome)
+        elif trouble := _rank_trouble(outcome, result):
+            warnings.warn(trouble, RankWarning, stacklevel=2)
+        return result
 
 
 def _check_size(observations: RowBlocks, agop_power: float) -> None:
@@ -218,6 +225,39 @@ def _trouble(outcome: Outcome) -> str:
             "if the data are noisy, or use a one-sided method"
         )
     return ""
+
+
+def _rank_trouble(outcome: Outcome, result: CompletionResult) -> str:
+    """Return what is wrong where two-sided iteration was asked for a rank and left a direction out that is there."""
+    options, observations = outcome.options, outcome.observations
+    if (
+        options.method != "two-sided"
+        or result.rank >= (options.rank or 0)
+        or not isinstance(observations, Observations)
+    ):
+        return ""
+    rows, cols, values = observations.to_coo()
+    residual = values - result.predict(rows, cols)
+    strongest = _spectral_norm(observations, residual)
+    # The spectral norm of as many entries of noise in the same places.
+    expected = result.masked_rmse * (np.sqrt(observations.row_counts.max()) + np.sqrt(observations.col_counts.max()))
+    if strongest <= max(_STRUCTURED * expected, _ROUNDING * observations.norm):
+        return ""
+    return (
+        f"two-sided iteration settled at rank {result.rank}, not {options.rank}, though what is left has a direction "
+        f"{strongest / expected:.2g} times as strong as noise would: if a mean dwarfs the rest take it off with "
+        "offsets=True, else give a ridge or use a one-sided method"
+    )
+
+
+def _spectral_norm(observations: Observations, values: np.ndarray) -> float:
+    import scipy.sparse
+
+    matrix = scipy.sparse.csr_matrix((values, observations.indices, observations.indptr), shape=observations.shape)
+    direction = np.random.default_rng(0).standard_normal(observations.n_cols)
+    for _ in range(_POWER_STEPS):
+        direction = matrix.T @ (matrix @ (direction / (np.linalg.norm(direction) or 1.0)))
+    return float(np.sqrt(np.linalg.norm(direction)))
 
 
 def _result(outcome: Outcome) -> CompletionResult:
