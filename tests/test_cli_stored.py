@@ -34,6 +34,7 @@ def test_complete_from_the_file_gives_the_same_bits(data):
     np.testing.assert_array_equal(streamed.offsets.rows, kept.offsets.rows)
 
 
+@pytest.mark.compiled_only
 def test_choosing_from_the_file_gives_the_same_bits(tmp_path):
     problem = low_rank_problem(90, 40, 2, oversampling=6.0, seed=1)
     noise = np.random.RandomState(2).standard_normal(problem.observations.n_observed)
