@@ -199,6 +199,7 @@ def test_the_answer_is_stationary_for_the_weighted_misfit(method):
     assert np.linalg.norm(objective_gradient(result, plain)) > 0.05 * np.linalg.norm(plain.values)
 
 
+@pytest.mark.compiled_only
 @METHODS
 def test_weights_all_alike_are_a_smaller_ridge(method):
     observations = weighted()
@@ -211,6 +212,7 @@ def test_weights_all_alike_are_a_smaller_ridge(method):
     assert one.masked_rmse == pytest.approx(other.masked_rmse, rel=1e-8)
 
 
+@pytest.mark.compiled_only
 @METHODS
 def test_a_faint_entry_is_as_good_as_missing(method):
     observations = weighted()
