@@ -24,6 +24,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data.h5"
 
 
+@pytest.mark.compiled_only
 def test_complete_from_the_file_gives_the_same_bits(data):
     for name, more in (("kept.h5", ()), ("streamed.h5", ("--memory", LITTLE))):
         plain = ("--offsets", "--max-iter", 30, "--ridge", 0)
@@ -52,6 +53,7 @@ def test_choosing_from_the_file_gives_the_same_bits(tmp_path):
     np.testing.assert_array_equal(streamed.selection.predicted, kept.selection.predicted)
 
 
+@pytest.mark.compiled_only
 def test_holding_out_and_evaluating_from_the_file(data):
     memory = ("--memory", 30_000, "--ridge", 0.1, "--rank", 2)
     outcome = run("complete", data, "-o", data.parent / "result.h5", "--holdout", 0.2, *memory)

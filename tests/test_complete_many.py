@@ -214,6 +214,7 @@ def test_resuming_looks_at_the_input_and_the_result(tmp_path):
 # --- killed and stopped -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.compiled_only
 def test_a_batch_that_was_killed_goes_on(tmp_path):
     sizes = [(14, 11)] * 3 + [(60, 50)] * 3  # the later ones take longer
     inputs = [save(tmp_path / f"{k}.h5", matrix(k, size, 0.5 + 2 / min(size))) for k, size in enumerate(sizes)]

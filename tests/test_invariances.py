@@ -64,6 +64,7 @@ def test_scaling_at_the_simplest_power_keeps_every_bit(method):
     np.testing.assert_array_equal(other.history["change"], one.history["change"])
 
 
+@pytest.mark.compiled_only
 @METHODS
 @given(scale=st.floats(1e-6, 1e6), sign=st.sampled_from([1.0, -1.0]), offsets=st.booleans())
 @FEW
@@ -77,6 +78,7 @@ def test_scaling_by_any_number_scales_the_estimate(method, scale, sign, offsets)
     assert other.n_iter == one.n_iter
 
 
+@pytest.mark.compiled_only
 @METHODS
 @given(seed=st.integers(0, 1000))
 @FEW
@@ -141,6 +143,7 @@ PRECISION = [
 ]
 
 
+@pytest.mark.compiled_only
 @pytest.mark.parametrize(("method", "ridge", "to_rounded", "to_exact"), PRECISION)
 def test_float32_storage_costs_no_more_than_its_rounding(method, ridge, to_rounded, to_exact):
     problem = low_rank_problem(30, 24, 2, oversampling=4.0, seed=7)
