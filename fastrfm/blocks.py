@@ -261,6 +261,14 @@ class RowBlocks(ABC):
         return sums
 
     @cached_property
+    def mean_weight(self) -> float:
+        """Geometric mean of the entries' weights; 1 where all are one."""
+        if not self.is_weighted:
+            return 1.0
+        logarithms = sum(float(np.log(block.by_row.weights).sum()) for block in self.row_blocks())
+        return float(np.exp(logarithms / self.n_observed))
+
+    @cached_property
     def norm(self) -> float:
         """Root of the sum of squares of the values."""
         return float(np.sqrt(self.row_sums(np.square).sum()))

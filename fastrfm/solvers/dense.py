@@ -164,7 +164,7 @@ def solve_dense(
     data_norm, total_weight = observations.norm, float(observations.row_weights.sum())
     monitor = Monitor(options, data_norm, callback)
     smoothing = data_norm if isinstance(options.smoothing, str) else float(options.smoothing)
-    least = ridge_smoothing(options.ridge, options.agop_power, options.effective_tol)
+    least = ridge_smoothing(options.ridge, options.agop_power, options.effective_tol, observations.mean_weight)
     n_cols = observations.n_cols
     # Scaled so that the expected squared norm of sketch changes is the squared Frobenius norm of X's.
     probes = np.random.default_rng(options.random_state).standard_normal((n_cols, N_PROBES)) / np.sqrt(N_PROBES)

@@ -59,8 +59,9 @@ class Descent:
     Attributes
     ----------
     singular_values : (b,) float64
-        At first those of the observations, times their weights, with zeros elsewhere: beyond the first of them no
-        ridge leaves anything at agop_power 1/4.
+        At first those of the observations with zeros elsewhere.
+    largest_ridge : float
+        Beyond it nothing is left at agop_power 1/4: the largest singular value of the observations times their weights.
     basis : (n_cols, b) float64
     part : LowRankPart or None
         Of the last iteration.
@@ -77,7 +78,7 @@ class Descent:
         self.basis = tall_qr(start)[0]
         self.singular_values = np.zeros(self.basis.shape[1])
         self.part: LowRankPart | None = None
-        self.change = self.square_sum = 0.0
+        self.change = self.square_sum = self.largest_ridge = 0.0
         self.rank = 0
 
     def begin(self) -> Descent:
@@ -87,6 +88,9 @@ class Descent:
             regression = regress_rows(self.observations, features)
             self.singular_values, self.basis = subspace_step(self.observations, features, regression)
         self.singular_values /= _FAINT
+        self.largest_ridge = float(self.singular_values[0])
+        if self.observations.is_weighted:  # what comes next wants them in the data's unit
+            self.singular_values *= self.observations.norm / (np.linalg.norm(self.singular_values) or 1.0)
         return self
 
     def copy(self) -> Descent:
@@ -168,7 +172,7 @@ def follow(
         if checkpoint is not None and checkpoint.is_due(monitor.n_iter):
             checkpoint.write(monitor.n_iter, {"descent": descent.state(), "monitor": monitor.state()})
         agop_power, ridge = steps[monitor.n_iter]
-        smoothing = ridge_smoothing(ridge, agop_power, options.effective_tol)
+        smoothing = ridge_smoothing(ridge, agop_power, options.effective_tol, observations.mean_weight)
         theta = 1.0 / (1.0 + ridge / smoothing ** (4.0 * agop_power))
         descent.step(agop_power, ridge, smoothing)
         assert descent.part is not None

@@ -234,7 +234,8 @@ def solve_factored(
     data_norm, total_weight = observations.norm, float(observations.row_weights.sum())
     monitor = Monitor(options, data_norm, callback)
     smoothing = data_norm if isinstance(options.smoothing, str) else float(options.smoothing)
-    floor = max(_FLOOR * data_norm, ridge_smoothing(options.ridge, options.agop_power, options.effective_tol))
+    least = ridge_smoothing(options.ridge, options.agop_power, options.effective_tol, observations.mean_weight)
+    floor = max(_FLOOR * data_norm, least)
     wanted = FIRST_BLOCK if options.rank is None else options.rank + EXTRA_DIRECTIONS
     largest = min(LARGEST_BLOCK if options.rank is None else wanted, *observations.shape)
     rng = np.random.default_rng(options.random_state)

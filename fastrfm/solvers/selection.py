@@ -37,7 +37,9 @@ _SMALL, _SMALL_SHARE, _LEAST = 500, 0.25, 10  # entries: fewer want a larger sha
 _SCOUT_FACTOR, _SCOUT_STEPS = 0.5, 4
 _NEAR, _NEAR_FACTOR, _NEAR_STEPS = 2.0, 0.7, 6
 _CLIMB_FACTOR, _CLIMB_STEPS, _SETTLING_STEPS = 1.35, 5, 8
-_ENTRY, _ENTRY_GROWTH = 1.4, 5.0  # beyond 1/4 climbs start at λ_¼^(4α) times the first, times the second^(4α − 1)
+# Beyond 1/4 climbs start at w (λ_¼/w)^(4α), w the mean weight, times the first, times the second^(4α − 1).
+_ENTRY, _ENTRY_GROWTH = 1.4, 5.0
+_PATIENCE = 4  # times as many iterations a stage where entries have weights: the lighter ones follow more slowly
 _SMALLEST_RIDGE = 1e-6  # of the first one
 _HOPELESS, _HOPELESS_SHARE = 1.1, 0.9  # a scout this much worse than the best, at so large a share of its rank
 _WORTH = 1e-4  # relative improvement for which it is worth going on
@@ -223,6 +225,7 @@ class _Search:
 
     def __post_init__(self) -> None:
         self._start = perf_counter()
+        self._patience = _PATIENCE if self.kept.is_weighted else 1
         rows, cols, self._values = self.held_out.to_coo()
         self._rows, self._cols = rows.astype(np.int64), cols.astype(np.int64)
         weights = self.held_out.weights if self.held_out.is_weighted else np.ones(rows.size)
@@ -248,7 +251,8 @@ class _Search:
     def fit(self, options: CompletionOptions, descent: Descent, schedule: tuple[Stage, ...]) -> _Fit:
         """Go on along the last stage of a schedule and note the held-out error."""
         stage = schedule[-1]
-        smoothing = ridge_smoothing(stage.ridge, stage.agop_power, options.effective_tol)
+        weight = descent.observations.mean_weight
+        smoothing = ridge_smoothing(stage.ridge, stage.agop_power, options.effective_tol, weight)
         for _ in range(stage.n_iter):
             check()
             descent.step(stage.agop_power, stage.ridge, smoothing)
@@ -299,7 +303,7 @@ class _Search:
         The pattern changes little about the best ridge, so that its scout need not come from far.
         """
         descent = Descent(self.variant(options).work, options.rank, options.random_state).begin()
-        first = ridge = float(descent.singular_values[0])
+        first = ridge = descent.largest_ridge
         factor, n_steps = _SCOUT_FACTOR, _SCOUT_STEPS
         if self.base is not None and options.offsets == self.base.options.offsets:
             ridge, factor, n_steps = _NEAR * self.base.options.ridge, _NEAR_FACTOR, _NEAR_STEPS
@@ -307,7 +311,7 @@ class _Search:
         schedule: tuple[Stage, ...] = ()
         least = np.inf
         while ridge > _SMALLEST_RIDGE * first:
-            schedule = (*schedule, Stage(FACTORED_POWER, ridge, n_steps))
+            schedule = (*schedule, Stage(FACTORED_POWER, ridge, self._patience * n_steps))
             fit = self.fit(options, descent, schedule)
             if self.base is None or fit.error < self.base.error:
                 self.base, self.base_descent = fit, descent.copy()
@@ -321,15 +325,17 @@ class _Search:
     def settle(self) -> None:
         """Make the best scout's directions ready to be climbed from: more of them, and nearer to their limit."""
         assert self.base is not None and self.base_descent is not None
-        stage = Stage(FACTORED_POWER, self.base.options.ridge / _CLIMB_FACTOR, _SETTLING_STEPS)
+        ridge = self.base.options.ridge / _CLIMB_FACTOR
+        stage = Stage(FACTORED_POWER, ridge, self._patience * _SETTLING_STEPS)
         self.base = self.fit(self.base.options, self.base_descent, (*self.base.schedule, stage))
 
     def climb(self, power: float) -> bool:
         """Go from the base to the best ridge at a power; return whether that beats all before it."""
-        assert self.base is not None
+        assert self.base is not None and self.base_descent is not None
         before = self.best().error
         exponent = 4.0 * power
-        start = self.base.options.ridge**exponent
+        weight = self.base_descent.observations.mean_weight
+        start = weight * (self.base.options.ridge / weight) ** exponent
         if power > FACTORED_POWER:
             start *= _ENTRY * _ENTRY_GROWTH ** (exponent - 1.0)
         if self._walk(power, start, _CLIMB_FACTOR) == 1:
@@ -342,7 +348,7 @@ class _Search:
         descent, schedule = self.base_descent.copy(), self.base.schedule
         least, n_best, n = np.inf, 0, 0
         while True:
-            schedule = (*schedule, Stage(power, ridge, _CLIMB_STEPS))
+            schedule = (*schedule, Stage(power, ridge, self._patience * _CLIMB_STEPS))
             fit = self.fit(self.base.options, descent, schedule)
             n += 1
             if fit.error < least:

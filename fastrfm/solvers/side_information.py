@@ -122,7 +122,7 @@ def pattern_directions(
 def augmented(observations: Observations, side: SideInformation, weight: float) -> Observations:
     """Return the observations with the features as further columns and rows, scaled by `weight` times the RMS.
 
-    Where entries have weights, those of features are one.
+    Where entries have weights, features have their geometric mean.
     """
     scale = weight * observations.norm / np.sqrt(observations.n_observed)
     upper = _with_columns(observations, scale * side.rows)
@@ -134,7 +134,8 @@ def augmented(observations: Observations, side: SideInformation, weight: float) 
     whole = Observations.from_csr(indptr, indices, values, shape)
     if not upper.is_weighted:
         return whole
-    return whole.with_weights(np.concatenate((upper.weights, np.ones(whole.n_observed - upper.n_observed))))
+    added = np.full(whole.n_observed - upper.n_observed, observations.mean_weight)
+    return whole.with_weights(np.concatenate((upper.weights, added)))
 
 
 def _with_columns(observations: Observations, columns: np.ndarray) -> Observations:
@@ -155,7 +156,7 @@ def _with_columns(observations: Observations, columns: np.ndarray) -> Observatio
     whole = Observations.from_csr(indptr, indices, values, shape)
     if not observations.is_weighted:
         return whole
-    weights = np.ones(n)
+    weights = np.full(n, observations.mean_weight)
     weights[~is_added] = observations.weights
     return whole.with_weights(weights)
 

@@ -58,14 +58,15 @@ def next_smoothing(
     return min(smoothing, max(wanted, floor))
 
 
-def ridge_smoothing(ridge: float, agop_power: float, tol: float) -> float:
+def ridge_smoothing(ridge: float, agop_power: float, tol: float, mean_weight: float = 1.0) -> float:
     """Return the ε, in the data's unit, at which the smoothed penalty is sharp to within `tol`; 0 without ridge.
 
-    A ridge removes directions up to about σ = λ^(1/(4α)); on those that stay, smoothing changes the penalty by about
-    (ε/σ)². Below this ε nothing is won, and the iteration slows down in proportion: new directions enter through the
-    share δ / (λ + δ) of the residual that the estimate keeps.
+    A ridge removes directions up to about σ = (λ/w)^(1/(4α)), w the geometric mean of the weights; on those that stay,
+    smoothing changes the penalty by about (ε/σ)². Below this ε nothing is won, and the iteration slows down in
+    proportion: new directions enter through the share δ / (λ/w + δ) of the residual that the estimate keeps. A mean led
+    by heavy entries would all but stop the light ones, one led by light entries cut off what the heavy ones tell.
     """
     if ridge == 0.0:
         return 0.0
-    exponent = math.log(ridge) / (4.0 * agop_power)
+    exponent = math.log(ridge / mean_weight) / (4.0 * agop_power)
     return math.sqrt(tol) * math.exp(min(exponent, _LARGEST_EXPONENT))
