@@ -206,7 +206,7 @@ class MatrixCompletion(Answers):
         A few sweeps of exact ridge regressions, rows and columns in turn, from the fit before (``solvers.update``):
         some passes over all entries. The options stay those of the fit, chosen or given, also if parameters were set
         since; offsets are computed again. Beyond an agop_power of 1/4 no directions come in that were not there, so
-        :meth:`fit` anew chooses better where the entries have multiplied. ``stop_reason_`` is "max_iter" where 20
+        :meth:`fit` anew chooses better where the entries have multiplied. ``stop_reason_`` is "max_iter" where ten
         sweeps did not come to rest. A fit without a ridge whose estimate does not explain the new entries as well as it
         did the old ones is replaced by a new one of all entries, with the parameters of :meth:`fit`.
 

@@ -35,7 +35,7 @@ from fastrfm.solvers.selection import Variant
 from fastrfm.solvers.side_information import SideInformation
 from fastrfm.solvers.smoothing import ridge_smoothing
 
-MOST_SWEEPS = 20
+MOST_SWEEPS = 10  # the first few make nearly all of the difference
 _FADED = 1e-6  # of the largest singular value: directions below it are dropped
 _EXACT, _WORSE = 1e-6, 2.0  # misfit of the values' root mean square, and times the one before, that will do
 _LEAST_FRESH, _FRESH_STEPS = 8, 4  # directions that may come in, and the power steps that find them
