@@ -118,10 +118,10 @@ def naive_sweeps(table, right, sigma, ridge, agop_power):
             out[i] = np.linalg.solve(system, features[seen].T @ line[seen])
         return out
 
-    for sweep in range(MOST_SWEEPS):
-        if sweep:
-            left, sigma, _ = np.linalg.svd(coefficients, full_matrices=False)
-            right, sigma, _ = np.linalg.svd(regressed(table.T, left), full_matrices=False)
+    coefficients = regressed(table, right)
+    for _ in range(MOST_SWEEPS - 1):
+        left, sigma, _ = np.linalg.svd(coefficients, full_matrices=False)
+        right, sigma, _ = np.linalg.svd(regressed(table.T, left), full_matrices=False)
         coefficients = regressed(table, right)
     return coefficients @ right.T
 
@@ -151,7 +151,7 @@ def test_sweeps_equal_naive_regressions(shape):
         {"ridge": 3.0, "agop_power": 0.25, "method": "factored", "rank": 6},
         {"ridge": 2.0, "agop_power": 0.2},
         {"ridge": 2.0, "rank": 3, "offsets": True},
-        {"ridge": 2.0, "rank": 4, "implicit": 3},
+        {"ridge": 3.0, "agop_power": 0.25, "implicit": 3},
         {"ridge": 2.0, "method": "two-sided", "rank": 3},
         {"ridge": 0.0, "rank": 3},
         {"ridge": "auto", "agop_power": "auto", "offsets": "auto", "implicit": "auto", "bounds": "auto"},
@@ -208,8 +208,6 @@ def test_the_updated_result_is_a_whole_one(tmp_path):
         )
         if not offsets:
             np.testing.assert_allclose(result.to_dense()[4, 7], np.nanmean(both))
-            # Rows are exact against the columns, as those that ``transform`` folds in.
-            np.testing.assert_allclose(model.transform(both), MatrixCompletion.transform(model, both))
         write_result(tmp_path / f"{offsets}.h5", result)
         np.testing.assert_array_equal(read_result(tmp_path / f"{offsets}.h5").to_dense(), result.to_dense())
 
@@ -224,24 +222,23 @@ def test_new_entries_of_exact_data_cost_little():
     np.testing.assert_allclose(model.result_.to_dense(), np.vstack([truth, truth[:2] - truth[2:4]]), atol=1e-6)
 
 
-@pytest.mark.compiled_only
 def test_what_refutes_an_exact_fit_is_fitted_anew():
-    truth, noisy = table_of(50, 30)
-    first, second, both = divided(truth, (0.15, 0.45))  # too few to tell the matrix
-    model = MatrixCompletion(rank=3, ridge=0.0, **PLAIN).fit(first)
-    assert error(model, truth, both) > 0.1
-    model.partial_fit(second, rows=np.arange(50))
-    assert error(model, truth, both) < 1e-5
-    model = MatrixCompletion().fit(divided(truth, (0.6, 0.0))[0])
+    truth, noisy = table_of(30, 20, rank=2, noise=0.2)
+    model = MatrixCompletion(ridge=0.0, **PLAIN).fit(truth[:, :1] @ truth[:1])
+    assert model.rank_ == 1
+    model.partial_fit(truth)
+    assert model.rank_ == 3 and model.stop_reason_ == "converged"
+    np.testing.assert_allclose(model.predict(np.arange(30, 60)[:, None], np.arange(20)), truth, atol=1e-6)
+    model = MatrixCompletion().fit(divided(truth, (0.8, 0.0))[0])
     assert model.result_.options["ridge"] == 0.0
-    model.partial_fit(noisy, rows=np.arange(50))  # the choice of no ridge falls with the data that it was made on
-    assert model.result_.options["ridge"] > 0.0 and model.result_.n_observed == 1500
+    model.partial_fit(noisy, rows=np.arange(30))  # the choice of no ridge falls with the data that it was made on
+    assert model.result_.options["ridge"] > 0.0 and model.result_.n_observed == 600
 
 
 def test_directions_come_in_where_none_were():
     truth, noisy = table_of(30, 20)
     first, second, both = divided(noisy, (0.1, 0.6))
-    nothing = MatrixCompletion(ridge=12.0, **{**PLAIN, "agop_power": 0.25}).fit(first)
+    nothing = MatrixCompletion(ridge=15.0, **{**PLAIN, "agop_power": 0.25}).fit(first)
     assert nothing.rank_ == 0
     assert nothing.partial_fit(second, rows=np.arange(30)).rank_ > 0 and error(nothing, truth, both) < np.std(truth)
     steep = MatrixCompletion(ridge=200.0, **PLAIN).fit(0.1 * first)
