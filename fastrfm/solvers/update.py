@@ -7,7 +7,7 @@ All rows are regressed on the right vectors V, as in ``new_rows``. Where enough 
 with U = C diag(1/σ), V = B diag(1/σ), d = σ^(4α): P_Ω(X − Y) + λ U diag(σ^(1−4α)) Vᵀ = 0 is the fixed point of both,
 and of the methods themselves. The methods' own steps from a warm start, at their last ε, would move V by the share
 δ / (λ + δ) of that. σ stays that of the fit: options that were chosen with their number of iterations want an answer
-near to the one chosen, and beyond power 1/4 sweeps that move σ too end far from it. Flow: ``estimators`` -> here.
+near to the one chosen, and more steps, or steps that move σ, end far from it. Flow: ``estimators`` -> here.
 """
 
 from __future__ import annotations
@@ -33,8 +33,12 @@ from fastrfm.solvers.selection import Variant
 from fastrfm.solvers.side_information import SideInformation
 from fastrfm.solvers.smoothing import ridge_smoothing
 
-N_SWEEPS = 2  # of the columns, each with the rows after it: nearly all of the gain, and before noise is fitted
-DUE = 0.1  # share of new entries at which a column is regressed again: small updates in a row must not add up to many
+# A column is regressed again when it has half as many entries again as when it last was: small updates in a row must not
+# add up to many steps, each of which fits some noise (on MovieLens with the pattern, 20 updates did).
+DUE = 0.5
+# Column steps, each with a row step after it: what three leave is small, but a fit that uses the pattern and was chosen
+# with its number of iterations stopped short of its limit for good reason, and further steps lead there.
+COLUMN_STEPS, CHOSEN_COLUMN_STEPS = 3, 1
 _FADED = 1e-6  # of the largest singular value: directions below it are left out
 _EXACT, _WORSE = 1e-6, 2.0  # misfit of the values' root mean square, and times the one before, that will do
 
@@ -82,7 +86,7 @@ def _largest_misfit(result: CompletionResult, observations: Observations, option
 def _swept(
     result: CompletionResult, observations: Observations, options: CompletionOptions, is_due: np.ndarray
 ) -> CompletionResult:
-    """Return the completion after a row step and, where columns are due, sweeps over them."""
+    """Return the completion after a row step and, where columns are due, column steps with row steps after them."""
     # Offsets and the directions of the pattern are computed again, from all entries.
     variant = Variant.of(observations, options, SideInformation.of(observations.shape))
     work, turned = variant.work, variant.work.transposed()
@@ -93,11 +97,12 @@ def _swept(
     left = _lengthened(result.left[:, : sigma.size], by_rows.n_rows)
     right = _lengthened(result.right[:, : sigma.size], by_rows.n_cols)
     moves = _lengthened(is_due, by_rows.n_cols, True)[:, None]
-    n_sweeps = N_SWEEPS if is_due.any() else 0
-    monitor = Monitor(options, by_rows.norm, None, n_planned=1 + n_sweeps)
-    for sweep in range(1 + n_sweeps):
+    is_early = result.selection is not None and options.implicit > 0
+    n_steps = 1 + (CHOSEN_COLUMN_STEPS if is_early else COLUMN_STEPS) * bool(is_due.any())
+    monitor = Monitor(options, by_rows.norm, None, n_planned=n_steps)
+    for step in range(n_steps):
         before = left, right
-        if sweep:
+        if step:
             right = np.where(moves, _regressed(by_cols, left / sigma, penalty)[0] / sigma, right)
         left, square_sum = _regressed(by_rows, right, penalty)
         _record(monitor, options, by_rows.n_observed, before, (left, right), square_sum)
