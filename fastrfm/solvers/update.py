@@ -33,8 +33,8 @@ from fastrfm.solvers.selection import Variant
 from fastrfm.solvers.side_information import SideInformation
 from fastrfm.solvers.smoothing import ridge_smoothing
 
-# A column is regressed again when it has half as many entries again as when it last was: small updates in a row must not
-# add up to many steps, each of which fits some noise (on MovieLens with the pattern, 20 updates did).
+# A column is regressed again when it has half as many entries again as when it last was: small updates in a row must
+# not add up to many steps, each of which fits some noise (on MovieLens with the pattern, 20 updates did).
 DUE = 0.5
 # Column steps, each with a row step after it: what three leave is small, but a fit that uses the pattern and was chosen
 # with its number of iterations stopped short of its limit for good reason, and further steps lead there.
