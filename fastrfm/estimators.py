@@ -204,11 +204,12 @@ class MatrixCompletion(Answers):
         Notes
         -----
         All rows are solved exactly against the columns, as :meth:`transform` does. Columns that have half as many
-        entries again as when they were last solved are solved against the rows, and then the rows once more, in
-        turn up to three times (``solvers.update``): a few passes over all entries. Options and rank stay those of the fit, chosen or
-        given, also if parameters were set since, and so does ``stop_reason_``; offsets are computed again. Where the
-        entries have multiplied, :meth:`fit` anew may choose better. It is done at once where the fit had found nothing,
-        and where it had no ridge and its estimate does not explain the new entries as well as it did the old ones.
+        entries again as when they were last solved are solved against the rows, and then the rows once more, in turn up
+        to three times (``solvers.update``): a few passes over all entries. Options and rank stay those of the fit,
+        chosen or given, also if parameters were set since, and so does ``stop_reason_``; offsets are computed again.
+        Where the entries have multiplied, :meth:`fit` anew may choose better. It is done at once where the fit had
+        found nothing, and where it had no ridge and its estimate does not explain the new entries as well as it did the
+        old ones.
 
         Examples
         --------

