@@ -30,6 +30,9 @@ from fastrfm.similarity import most_similar
 NAN = np.nan
 GIVEN = {"rank": 2, "ridge": 0.5, "agop_power": 0.5, "offsets": False, "implicit": 0, "bounds": None}
 EITHER = pytest.mark.parametrize("options", [{}, GIVEN], ids=["automatic", "given"])
+SLOW_EITHER = pytest.mark.parametrize(
+    "options", [pytest.param({}, marks=pytest.mark.compiled_only), GIVEN], ids=["automatic", "given"]
+)
 
 
 def table_of(n_rows=40, n_cols=8, share=0.7, noise=0.1, seed=0):
@@ -225,7 +228,7 @@ def test_questions_before_fit_are_refused(fitted):
 # --- scikit-learn -------------------------------------------------------------------------------------------------
 
 
-@EITHER
+@SLOW_EITHER
 def test_in_a_pipeline(options):
     table, truth = table_of()
     target = truth @ np.arange(8.0)
@@ -251,7 +254,7 @@ def test_in_a_search():
     assert alone.best_params_ == {"rank": 2}
 
 
-@EITHER
+@SLOW_EITHER
 def test_beside_other_transformers(options):
     frame = frame_of(table_of()[0])
     frame["kind"] = np.arange(40.0)
@@ -327,7 +330,7 @@ def test_scikit_learns_own_checks():
                 failed.add(name)
             except Exception as error:
                 assert type(error).__name__ == "SkipTest", name
-    assert failed == set(CANNOT_PASS) and len(names) > 30
+    assert failed <= set(CANNOT_PASS) and len(names) > 30
 
 
 # --- kinds of tables ----------------------------------------------------------------------------------------------

@@ -237,6 +237,7 @@ def test_new_entries_of_exact_data_cost_little():
     np.testing.assert_allclose(model.result_.to_dense(), np.vstack([truth, truth[:2] - truth[2:4]]), atol=1e-6)
 
 
+@pytest.mark.compiled_only
 def test_what_refutes_an_exact_fit_is_fitted_anew():
     truth, noisy = table_of(30, 20, rank=2, noise=0.2)
     model = MatrixCompletion(ridge=0.0, **PLAIN).fit(truth[:, :1] @ truth[:1])  # of rank 1
