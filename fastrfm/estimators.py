@@ -203,13 +203,13 @@ class MatrixCompletion(Answers):
 
         Notes
         -----
-        All rows are solved exactly against the columns, as :meth:`transform` does. Columns that have half as many
-        entries again as when they were last solved are solved against the rows, and then the rows once more, in turn up
-        to three times (``solvers.update``): a few passes over all entries. Options and rank stay those of the fit,
-        chosen or given, also if parameters were set since, and so does ``stop_reason_``; offsets are computed again.
-        Where the entries have multiplied, :meth:`fit` anew may choose better. It is done at once where the fit had
-        found nothing, and where it had no ridge and its estimate does not explain the new entries as well as it did the
-        old ones.
+        All rows are solved exactly against the columns, as :meth:`transform` does. Columns that have half as many new
+        (or replaced) entries as they had when they were last solved are solved against the rows, and then the rows once
+        more, in turn up to three times (``solvers.update``): a few passes over all entries. Options and rank stay those
+        of the fit, chosen or given, also if parameters were set since, and so does ``stop_reason_``; offsets are
+        computed again. Where the entries have multiplied, :meth:`fit` anew may choose better. It is done at once where
+        the fit had found nothing, and where it had no ridge and its estimate does not explain the new entries as well
+        as it did the old ones.
 
         Examples
         --------
@@ -230,7 +230,9 @@ class MatrixCompletion(Answers):
         observations = merged(fitted, entries, *rows_of(entries, rows, fitted))
         if entries.n_observed or observations.n_rows > fitted.n_rows:
             parameters = {**self._fitted_parameters, "n_threads": self.n_threads}
-            result, regressed = update(self.result_, observations, parameters, self._regressed_counts)
+            n_replaced = fitted.col_counts + entries.col_counts - observations.col_counts
+            regressed = self._regressed_counts - n_replaced  # what was replaced is new again
+            result, regressed = update(self.result_, observations, parameters, regressed)
             self._take(result, observations)
             self._regressed_counts = regressed
         return self

@@ -158,6 +158,18 @@ def test_few_new_entries_leave_the_columns_alone():
     np.testing.assert_allclose(model.result_.to_dense()[missing], want[missing], atol=1e-9)
 
 
+def test_replaced_values_are_new():
+    noisy = table_of(30, 18)[1]
+    first = divided(noisy, (0.6, 0.0))[0]
+    other = np.where(np.isnan(first), NAN, table_of(30, 18, seed=5)[1])
+    model = MatrixCompletion(rank=3, ridge=2.0, **PLAIN).fit(first)
+    n_before = model.n_iter_
+    model.partial_fit(other, rows=np.arange(30))
+    want = MatrixCompletion(rank=3, ridge=2.0, **PLAIN).fit(other).result_
+    assert model.result_.n_observed == want.n_observed and model.n_iter_ == n_before + 1 + COLUMN_STEPS
+    assert model.result_.masked_rmse < 1.5 * want.masked_rmse
+
+
 @pytest.mark.compiled_only
 @pytest.mark.parametrize(
     "options",

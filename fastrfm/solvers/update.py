@@ -58,7 +58,7 @@ def update(
         What :func:`fastrfm.complete` was asked for. Used where sweeps do not serve and all is fitted anew: no direction
         was found before, or without a ridge the new entries are explained worse than the old ones were.
     regressed : (n_cols,) int64
-        How many entries each column had when it was last regressed (fitted).
+        How many of the entries each column had already, with the same value, when it was last regressed (fitted).
 
     Returns
     -------
