@@ -75,9 +75,12 @@ class Transformer:
             return np.array(default, dtype=object) if fitted is None else fitted.copy()
         names = np.array([str(name) for name in input_features], dtype=object)
         if names.size != self.n_features_in_:
-            raise InputError(f"input_features must hold {self.n_features_in_} names, got {names.size}")
+            raise InputError(
+                f"input_features should have length equal to the number of features, {self.n_features_in_}, "
+                f"got {names.size}"
+            )
         if fitted is not None and not np.array_equal(names, fitted):
-            raise InputError("input_features must equal feature_names_in_, the fitted table's names: leave them out")
+            raise InputError("input_features is not equal to feature_names_in_, the fitted table's: leave it out")
         return names
 
     def set_output(self, *, transform: str | None = None) -> Self:
@@ -100,8 +103,8 @@ class Transformer:
 
         Notes
         -----
-        A pandas frame that comes in lends a pandas frame that goes out its index and columns. Otherwise columns are
-        called as :meth:`get_feature_names_out` says. Names are kept by ``sklearn.base.clone``, and by ``pickle``.
+        Columns are called as :meth:`get_feature_names_out` says. Where pandas comes in and goes out the index stays,
+        and so do column labels that are no strings, such as years. The choice is kept by ``sklearn.base.clone``.
 
         Examples
         --------
@@ -133,9 +136,10 @@ class Transformer:
         package = _imported(container)
         if container == "polars":
             return package.DataFrame(array, schema=self.get_feature_names_out().tolist(), orient="row")
-        if isinstance(table, package.DataFrame):
-            return package.DataFrame(array, index=table.index, columns=table.columns)
-        return package.DataFrame(array, columns=self.get_feature_names_out())
+        is_frame = isinstance(table, package.DataFrame)
+        is_named = is_frame and hasattr(self, "feature_names_in_")  # by labels that need not be str
+        columns = table.columns if is_named else self.get_feature_names_out()
+        return package.DataFrame(array, index=table.index if is_frame else None, columns=columns)
 
     # --- what scikit-learn asks -------------------------------------------------------------------------------
 

@@ -143,7 +143,7 @@ class MatrixCompletion(Answers):
     def _fit(self, observations: Observations) -> None:
         parameters = self.get_params()
         self._take(complete(observations, **parameters), observations)
-        self._fitted_parameters = parameters
+        self._fitted_parameters, self._regressed_counts = parameters, observations.col_counts
 
     def _take(self, result: CompletionResult, observations: Observations) -> None:
         """Make a result the fitted one."""
@@ -207,12 +207,13 @@ class MatrixCompletion(Answers):
 
         Notes
         -----
-        A few sweeps of exact ridge regressions, rows and columns in turn, from the fit before (``solvers.update``):
-        some passes over all entries. The options stay those of the fit, chosen or given, also if parameters were set
-        since; offsets are computed again. Beyond an agop_power of 1/4 no directions come in that were not there, so
-        :meth:`fit` anew chooses better where the entries have multiplied. ``stop_reason_`` is "max_iter" where 20
-        sweeps did not come to rest. A fit without a ridge whose estimate does not explain the new entries as well as it
-        did the old ones is replaced by a new one of all entries, with the parameters of :meth:`fit`.
+        All rows are solved exactly against the columns, as :meth:`transform` does. Columns that have half as many new
+        (or replaced) entries as they had when they were last solved are solved against the rows, and then the rows once
+        more, in turn up to three times (``solvers.update``): a few passes over all entries. Options and rank stay those
+        of the fit, chosen or given, also if parameters were set since, and so does ``stop_reason_``; offsets are
+        computed again. Where the entries have multiplied, :meth:`fit` anew may choose better. It is done at once where
+        the fit had found nothing, and where it had no ridge and its estimate does not explain the new entries as well
+        as it did the old ones.
 
         Examples
         --------
@@ -233,7 +234,11 @@ class MatrixCompletion(Answers):
         observations = merged(fitted, entries, *rows_of(entries, rows, fitted))
         if entries.n_observed or observations.n_rows > fitted.n_rows:
             parameters = {**self._fitted_parameters, "n_threads": self.n_threads}
-            self._take(update(self.result_, observations, parameters), observations)
+            n_replaced = fitted.col_counts + entries.col_counts - observations.col_counts
+            regressed = self._regressed_counts - n_replaced  # what was replaced is new again
+            result, regressed = update(self.result_, observations, parameters, regressed)
+            self._take(result, observations)
+            self._regressed_counts = regressed
         return self
 
     # --- new rows ---------------------------------------------------------------------------------------------

@@ -48,12 +48,13 @@ def observe_table(table: Any, *, allow_empty: bool = False) -> Observations:
 
 
 def _as_array(table: Any) -> np.ndarray:
+    values: np.ndarray
     try:
         if not hasattr(table, "iloc"):
             values = np.asanyarray(table)
         else:
             # pandas: mixed columns come as objects, its own missing value pd.NA needs to be told what it becomes.
-            _refuse_times(*getattr(table, "dtypes", []))
+            _refuse_times(*(table.dtypes if hasattr(table, "columns") else [table.dtype]))
             values = table.to_numpy()
             if values.dtype.kind not in "fc":
                 values = table.to_numpy(dtype=np.float64, na_value=np.nan)

@@ -305,7 +305,7 @@ def test_data_frames_lend_their_names(exact):
         model.transform(frame[columns[::-1]])
     with pytest.raises(InputError, match="feature_names_in_"):
         model.get_feature_names_out(columns[::-1])
-    with pytest.raises(InputError, match="24 names, got 2"):
+    with pytest.raises(InputError, match="equal to the number of features, 24, got 2"):
         model.get_feature_names_out(["a", "b"])
     empty = model.transform(frame.iloc[:1] * NAN)
     np.testing.assert_allclose(empty[0], model.column_means_)

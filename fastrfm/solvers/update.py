@@ -1,18 +1,18 @@
-"""A fit brought up to date with entries that came later, by a few sweeps of exact regressions from where it was.
+"""A fit brought up to date with entries that came later, by exact regressions from where it was.
 
-Rows are regressed on the right vectors V and columns on the left ones U, in turn, with the penalty of the fit:
+All rows are regressed on the right vectors V, as in ``new_rows``. Where enough is new, columns follow, and rows again:
 
     (V_JᵀV_J + λ diag(1/d)) c_i = V_Jᵀ y_i  over rows i,   (U_IᵀU_I + λ diag(1/d)) b_j = U_Iᵀ y_j  over columns j,
 
-d_a = σ_a^(4α) of the estimate before: P_Ω(X − Y) + λ U diag(σ^(1−4α)) Vᵀ = 0 is the fixed point of both, and of the
-methods themselves. Each side follows the other at once; the methods' own steps from a warm start, at their last ε,
-would move V by the share δ / (λ + δ) of that. The row step is that of ``new_rows``. Flow: ``estimators`` -> here.
+with U = C diag(1/σ), V = B diag(1/σ), d = σ^(4α): P_Ω(X − Y) + λ U diag(σ^(1−4α)) Vᵀ = 0 is the fixed point of both,
+and of the methods themselves. The methods' own steps from a warm start, at their last ε, would move V by the share
+δ / (λ + δ) of that. σ stays that of the fit: options that were chosen with their number of iterations want an answer
+near to the one chosen, and more steps, or steps that move σ, end far from it. Flow: ``estimators`` -> here.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,14 +20,12 @@ import numpy as np
 from fastrfm._interrupt import deferred
 from fastrfm._numba import check_thread_count, thread_limit
 from fastrfm.blocks import RowBlocks
-from fastrfm.factors import tall_qr
-from fastrfm.kernels.residual import predict_pairs
 from fastrfm.observations import Observations
-from fastrfm.options import FACTORED_POWER, CompletionOptions
+from fastrfm.options import CompletionOptions
 from fastrfm.results import CompletionResult
 from fastrfm.solvers.choice import joined
 from fastrfm.solvers.completion import _result, complete
-from fastrfm.solvers.factored import FeatureFactors, LowRankPart, regress_rows, subspace_step
+from fastrfm.solvers.factored import FeatureFactors, regress_rows
 from fastrfm.solvers.monitor import Monitor
 from fastrfm.solvers.new_rows import direction_penalty
 from fastrfm.solvers.runs import Outcome, settled_bounds
@@ -35,13 +33,19 @@ from fastrfm.solvers.selection import Variant
 from fastrfm.solvers.side_information import SideInformation
 from fastrfm.solvers.smoothing import ridge_smoothing
 
-MOST_SWEEPS = 20
-_FADED = 1e-6  # of the largest singular value: directions below it are dropped
+# A column is regressed again when it has half as many entries again as when it last was: small updates in a row must
+# not add up to many steps, each of which fits some noise (on MovieLens with the pattern, 20 updates did).
+DUE = 0.5
+# Column steps, each with a row step after it: what three leave is small, but a fit that uses the pattern and was chosen
+# with its number of iterations stopped short of its limit for good reason, and further steps lead there.
+COLUMN_STEPS, CHOSEN_COLUMN_STEPS = 3, 1
+_FADED = 1e-6  # of the largest singular value: directions below it are left out
 _EXACT, _WORSE = 1e-6, 2.0  # misfit of the values' root mean square, and times the one before, that will do
-_LEAST_FRESH, _FRESH_STEPS = 8, 4  # directions that may come in, and the power steps that find them
 
 
-def update(result: CompletionResult, observations: Observations, parameters: dict[str, Any]) -> CompletionResult:
+def update(
+    result: CompletionResult, observations: Observations, parameters: dict[str, Any], regressed: np.ndarray
+) -> tuple[CompletionResult, np.ndarray]:
     """Return the completion of observations that have more entries or rows than those of `result`.
 
     Parameters
@@ -53,49 +57,24 @@ def update(result: CompletionResult, observations: Observations, parameters: dic
     parameters : dict
         What :func:`fastrfm.complete` was asked for. Used where sweeps do not serve and all is fitted anew: no direction
         was found before, or without a ridge the new entries are explained worse than the old ones were.
+    regressed : (n_cols,) int64
+        How many of the entries each column had already, with the same value, when it was last regressed (fitted).
 
     Returns
     -------
-    CompletionResult
-        With the options, the selection and the method of `result`, and its history before that of the sweeps.
-        ``stop_reason`` is "converged", or "max_iter" after ``MOST_SWEEPS``.
-
-    Notes
-    -----
-    Offsets and the pattern's directions are computed again. At powers up to 1/4 the penalty is convex and directions of
-    what is left may come in; beyond, where limits depend on the way, they are those of the fit.
+    result : CompletionResult
+        With the options, the selection, the method and the stop reason of `result`; its history goes on.
+    regressed : (n_cols,) int64
     """
-    bounds = parameters["bounds"]
+    bounds, counts = parameters["bounds"], observations.col_counts
     options = CompletionOptions(**{**result.options, "n_threads": parameters["n_threads"]}, bounds=bounds)
     with deferred(), thread_limit(check_thread_count(options.n_threads)):
-        if result.rank or options.agop_power <= FACTORED_POWER:
-            updated = _swept(result, observations, options)
+        if result.rank:
+            is_due = counts > (1.0 + DUE) * regressed
+            updated = _swept(result, observations, options, is_due)
             if options.ridge > 0.0 or updated.masked_rmse <= _largest_misfit(result, observations, options):
-                return updated
-    return complete(observations, **parameters)
-
-
-def _swept(result: CompletionResult, observations: Observations, options: CompletionOptions) -> CompletionResult:
-    variant = Variant.of(observations, options, SideInformation.of(observations.shape))
-    sweeps = _Sweeps.of(variant, result, options)
-    monitor = Monitor(replace(options, max_iter=MOST_SWEEPS), sweeps.by_rows.norm, None, is_fast=True)
-    while not sweeps.regress_rows(monitor):
-        sweeps.regress_columns()
-    left, right = sweeps.factors()
-    outcome = Outcome(
-        observations=observations,
-        centred=variant.centred,
-        method=options.method,
-        options=options,
-        offsets=variant.offsets,
-        left=left[: observations.n_rows],
-        right=right[: observations.n_cols],
-        stop_reason=monitor.stop_reason,
-        history=joined([result.history, monitor.history()]),
-        bounds=settled_bounds(observations, options),
-        selection=result.selection,
-    )
-    return _result(outcome)
+                return updated, np.where(is_due, counts, regressed)
+    return complete(observations, **parameters), counts
 
 
 def _largest_misfit(result: CompletionResult, observations: Observations, options: CompletionOptions) -> float:
@@ -104,102 +83,76 @@ def _largest_misfit(result: CompletionResult, observations: Observations, option
     return max(max(_EXACT, options.effective_tol) * root_mean_square, _WORSE * result.masked_rmse)
 
 
-@dataclass
-class _Sweeps:
-    """An estimate that is swept over.
-
-    Attributes
-    ----------
-    by_rows, by_cols : RowBlocks
-        The observations (less offsets, with side information), and the same transposed.
-    options : CompletionOptions
-    part : LowRankPart
-        Of the last row step.
-    basis : (n_cols, k) float64
-        Right singular vectors, orthonormal, for the next row step.
-    singular_values : (k,) float64, descending
-    """
-
-    by_rows: RowBlocks
-    by_cols: RowBlocks
-    options: CompletionOptions
-    part: LowRankPart
-    basis: np.ndarray
-    singular_values: np.ndarray
-
-    @classmethod
-    def of(cls, variant: Variant, result: CompletionResult, options: CompletionOptions) -> _Sweeps:
-        """Begin with a fit; rows (and columns of side information) that it does not have are zero."""
-        work, turned, k = variant.work, variant.work.transposed(), result.rank
-        by_rows, by_cols = (turned, work) if variant.is_turned else (work, turned)
-        coefficients, basis = np.zeros((by_rows.n_rows, k)), np.zeros((by_rows.n_cols, k))
-        coefficients[: len(result.left)], basis[: len(result.right)] = result.left[:, :k], result.right[:, :k]
-        sweeps = cls(by_rows, by_cols, options, LowRankPart(coefficients, basis), basis, result.singular_values)
-        if options.agop_power <= FACTORED_POWER:
-            sweeps.admit()
-        return sweeps
-
-    def regress_rows(self, monitor: Monitor) -> bool:
-        """Make the row step and return whether to stop."""
-        regression = regress_rows(self.by_rows, self._features(self.basis), self.part)
-        self.part = regression.part
-        smoothing = ridge_smoothing(self.options.ridge, self.options.agop_power, self.options.effective_tol)
-        return monitor.record(
-            smoothing=smoothing,
-            floor=smoothing,
-            norm=float(np.linalg.norm(self.part.coefficients)),
-            change=regression.change,
-            masked_rmse=float(np.sqrt(regression.square_sum / self.by_rows.n_observed)),
-            rank=self.singular_values.size,
-        )
-
-    def regress_columns(self) -> None:
-        """Make the column step."""
-        left, self.singular_values = _leading(self.factors()[0])
-        self.basis, self.singular_values = _leading(self._solved(self.by_cols, left))
-
-    def factors(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the estimate of the last row step, (n_rows, k) and (n_cols, k)."""
-        k = self.part.basis.shape[1]
-        return np.ascontiguousarray(self.part.coefficients[:, :k]), self.part.basis
-
-    def admit(self) -> None:
-        """Add the leading directions of what the estimate leaves of the observations, as far as the rank allows."""
-        k, rng = self.singular_values.size, np.random.default_rng(self.options.random_state)
-        most = min(*self.by_rows.shape, *([] if self.options.rank is None else [self.options.rank]))
-        n_fresh = min(max(_LEAST_FRESH, k // 2), most - k)
-        if n_fresh <= 0:
-            return
-        coefficients = self._solved(self.by_rows, self.basis)
-        rest = self.by_rows.shifted(lambda rows, cols: _predicted(rows, cols, coefficients, self.basis))
-        fresh = rng.standard_normal((self.by_rows.n_cols, n_fresh))
-        for _ in range(_FRESH_STEPS):
-            fresh = tall_qr(fresh - self.basis @ (self.basis.T @ fresh))[0]
-            features = FeatureFactors(fresh, np.zeros(0), 1.0)
-            sizes, fresh = subspace_step(rest, features, regress_rows(rest, features))
-        sizes = sizes[sizes > 0.0]
-        self.singular_values = np.concatenate([self.singular_values, sizes])
-        fresh = tall_qr(fresh - self.basis @ (self.basis.T @ fresh))[0]
-        self.basis = np.column_stack([self.basis, fresh[:, : sizes.size]])
-
-    def _solved(self, observations: RowBlocks, basis: np.ndarray) -> np.ndarray:
-        coefficients = regress_rows(observations, self._features(basis)).part.coefficients
-        return np.ascontiguousarray(coefficients[:, : basis.shape[1]])
-
-    def _features(self, basis: np.ndarray) -> FeatureFactors:
-        penalty = direction_penalty(self.singular_values, self.options.ridge, self.options.agop_power)
-        return FeatureFactors(np.ascontiguousarray(basis), penalty, 0.0)
+def _swept(
+    result: CompletionResult, observations: Observations, options: CompletionOptions, is_due: np.ndarray
+) -> CompletionResult:
+    """Return the completion after a row step and, where columns are due, column steps with row steps after them."""
+    # Offsets and the directions of the pattern are computed again, from all entries.
+    variant = Variant.of(observations, options, SideInformation.of(observations.shape))
+    work, turned = variant.work, variant.work.transposed()
+    by_rows, by_cols = (turned, work) if variant.is_turned else (work, turned)
+    sigma = result.singular_values[result.singular_values > _FADED * result.singular_values[0]]
+    penalty = direction_penalty(sigma, options.ridge, options.agop_power)
+    # Rows that are new, and rows and columns of side information, are zero at first.
+    left = _lengthened(result.left[:, : sigma.size], by_rows.n_rows)
+    right = _lengthened(result.right[:, : sigma.size], by_rows.n_cols)
+    moves = _lengthened(is_due, by_rows.n_cols, True)[:, None]
+    is_early = result.selection is not None and options.implicit > 0
+    n_steps = 1 + (CHOSEN_COLUMN_STEPS if is_early else COLUMN_STEPS) * bool(is_due.any())
+    monitor = Monitor(options, by_rows.norm, None, n_planned=n_steps)
+    for step in range(n_steps):
+        before = left, right
+        if step:
+            right = np.where(moves, _regressed(by_cols, left / sigma, penalty)[0] / sigma, right)
+        left, square_sum = _regressed(by_rows, right, penalty)
+        _record(monitor, options, by_rows.n_observed, before, (left, right), square_sum)
+    outcome = Outcome(
+        observations=observations,
+        centred=variant.centred,
+        method=options.method,
+        options=options,
+        offsets=variant.offsets,
+        left=left[: observations.n_rows],
+        right=right[: observations.n_cols],
+        stop_reason=result.stop_reason,
+        history=joined([result.history, monitor.history()]),
+        bounds=settled_bounds(observations, options),
+        selection=result.selection,
+    )
+    return _result(outcome)
 
 
-def _leading(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the left singular vectors and singular values of a tall matrix, without those that have faded."""
-    q, r = tall_qr(matrix)
-    u, singular_values, _ = np.linalg.svd(r)
-    is_kept = singular_values > _FADED * singular_values.max(initial=0.0)
-    return q @ u[:, is_kept], singular_values[is_kept]
+def _lengthened(rows: np.ndarray, n: int, value: Any = 0.0) -> np.ndarray:
+    """Return an array with `value` in rows beyond its own, up to `n`."""
+    return np.concatenate([rows, np.full((n - len(rows), *rows.shape[1:]), value, dtype=rows.dtype)])
 
 
-def _predicted(rows: np.ndarray, cols: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    out = np.empty(rows.size)
-    predict_pairs(rows.astype(np.int64), cols.astype(np.int64), left, right, out)
-    return out
+def _regressed(observations: RowBlocks, features: np.ndarray, penalty: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return the coefficients of all rows on features, and the sum of squares that they leave of the entries."""
+    regression = regress_rows(observations, FeatureFactors(np.ascontiguousarray(features), penalty, 0.0))
+    return regression.part.coefficients, regression.square_sum
+
+
+def _record(
+    monitor: Monitor,
+    options: CompletionOptions,
+    n_observed: int,
+    before: tuple[np.ndarray, np.ndarray],
+    after: tuple[np.ndarray, np.ndarray],
+    square_sum: float,
+) -> None:
+    smoothing = ridge_smoothing(options.ridge, options.agop_power, options.effective_tol)
+    difference = (np.column_stack([after[0], -before[0]]), np.column_stack([after[1], before[1]]))
+    monitor.record(
+        smoothing=smoothing,
+        floor=smoothing,
+        norm=_norm(*after),
+        change=_norm(*difference),
+        masked_rmse=math.sqrt(square_sum / n_observed),
+        rank=after[0].shape[1],
+    )
+
+
+def _norm(left: np.ndarray, right: np.ndarray) -> float:
+    """Return ‖left rightᵀ‖_F."""
+    return math.sqrt(max(float(np.sum((left.T @ left) * (right.T @ right))), 0.0))
