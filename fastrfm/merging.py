@@ -108,7 +108,7 @@ def merged(observations: Observations, entries: Observations, positions: np.ndar
     Returns
     -------
     Observations
-        New arrays; float32 only if both are.
+        New arrays; float32 only if both are. Weights go with their entries, one where there were none.
     """
     n_rows, n_cols = observations.n_rows + names.size, observations.n_cols
     rows, cols, values = observations.to_coo()
@@ -121,13 +121,15 @@ def merged(observations: Observations, entries: Observations, positions: np.ndar
     at = np.searchsorted(old, new)
     is_there = at < old.size
     is_there[is_there] = old[at[is_there]] == new[is_there]
-    values = values.astype(np.result_type(values, new_values))  # a copy; weights of entries would go the same way
+    values = values.astype(np.result_type(values, new_values))  # a copy
     values[at[is_there]] = new_values[is_there]
+    weights, new_weights = _weights(observations).copy(), _weights(entries)[order]
+    weights[at[is_there]] = new_weights[is_there]
     at, is_added = at[~is_there], ~is_there
     counts = np.bincount(new_rows[is_added], minlength=n_rows)
     counts[: observations.n_rows] += observations.row_counts
     row_names = None if observations.row_names is None else np.concatenate([observations.row_names, names])
-    return Observations.from_csr(
+    united = Observations.from_csr(
         np.concatenate(([0], np.cumsum(counts))),
         np.insert(cols, at, new_cols[is_added]),
         np.insert(values, at, new_values[is_added]),
@@ -135,6 +137,13 @@ def merged(observations: Observations, entries: Observations, positions: np.ndar
         row_names=row_names,
         col_names=observations.col_names,
     )
+    if not observations.is_weighted and not entries.is_weighted:
+        return united
+    return united.with_weights(np.insert(weights, at, new_weights[is_added]))
+
+
+def _weights(observations: Observations) -> np.ndarray:
+    return observations.weights if observations.is_weighted else np.ones(observations.n_observed)
 
 
 def _are_names(labels: np.ndarray) -> bool:

@@ -67,6 +67,24 @@ def test_merging_keeps_float32_only_where_both_are():
         assert merged(Observations.from_dense(old), entries, np.array([0]), nobody).dtype == dtype
 
 
+def test_weights_go_with_their_entries():
+    old = Observations.from_dense([[1.0, 2.0], [NAN, 3.0]]).with_weights([2.0, 3.0, 4.0])
+    new = Observations.from_dense([[NAN, 9.0], [8.0, NAN]])
+    nobody = np.zeros(0, dtype=object)
+    both = merged(old, new, np.array([0, 1]), nobody)
+    assert both.values.tolist() == [1.0, 9.0, 8.0, 3.0] and both.weights.tolist() == [2.0, 1.0, 1.0, 4.0]
+    back = merged(new, old, np.array([0, 1]), nobody)
+    assert back.values.tolist() == [1.0, 2.0, 8.0, 3.0] and back.weights.tolist() == [2.0, 3.0, 1.0, 4.0]
+
+
+@pytest.mark.parametrize("options", [{"huber": 1.0}, {"count_power": 0.3}, {"offsets": "joint"}], ids=str)
+def test_what_steps_do_not_know_is_fitted_anew_without_a_search(options):
+    first, second, both = divided(table_of(30, 18)[1], (0.5, 0.2))
+    options = {**PLAIN, "agop_power": 0.25, "ridge": 3.0, "rank": 3, **options}
+    model = MatrixCompletion(**options).fit(first).partial_fit(second, rows=np.arange(30))
+    np.testing.assert_array_equal(model.result_.to_dense(), MatrixCompletion(**options).fit(both).result_.to_dense())
+
+
 def test_rows_go_by_position_name_or_order():
     fitted = Observations.from_dense(np.ones((3, 2)), row_names=["a", "b", "c"])
     lines = Observations.from_dense(np.ones((2, 2)), row_names=["c", "d"])

@@ -189,7 +189,7 @@ def complete(
         automatic = AutomaticFit(options, side, is_held, keeper)
         fit: Fit = automatic if is_automatic else fit_given  # type: ignore[assignment]
         outcome = fit_in_rounds(fit, observations, options, callback, keeper)
-        result = _result(outcome)
+        result = result_of(outcome)
         if trouble := _trouble(outcome):
             warnings.warn(trouble, NotConvergedWarning, stacklevel=2)
         elif trouble := _rank_trouble(outcome, result):
@@ -260,7 +260,8 @@ def _spectral_norm(observations: Observations, values: np.ndarray) -> float:
     return float(np.sqrt(np.linalg.norm(direction)))
 
 
-def _result(outcome: Outcome) -> CompletionResult:
+def result_of(outcome: Outcome) -> CompletionResult:
+    """Return an outcome in canonical form."""
     observations = outcome.observations
     left, right, singular_values = canonical_factors(outcome.left, outcome.right, overwrite=True)
     rank = int(np.count_nonzero(singular_values))

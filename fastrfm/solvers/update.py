@@ -21,10 +21,10 @@ from fastrfm._interrupt import deferred
 from fastrfm._numba import check_thread_count, thread_limit
 from fastrfm.blocks import RowBlocks
 from fastrfm.observations import Observations
-from fastrfm.options import CompletionOptions
+from fastrfm.options import JOINT, CompletionOptions
 from fastrfm.results import CompletionResult
 from fastrfm.solvers.choice import joined
-from fastrfm.solvers.completion import _result, complete
+from fastrfm.solvers.completion import complete, result_of
 from fastrfm.solvers.factored import FeatureFactors, regress_rows
 from fastrfm.solvers.monitor import Monitor
 from fastrfm.solvers.new_rows import direction_penalty
@@ -55,8 +55,9 @@ def update(
     observations : Observations
         All entries, those that were fitted too.
     parameters : dict
-        What :func:`fastrfm.complete` was asked for. Used where sweeps do not serve and all is fitted anew: no direction
-        was found before, or without a ridge the new entries are explained worse than the old ones were.
+        What :func:`fastrfm.complete` was asked for, by which all is fitted anew where steps do not serve: no direction
+        was found before, or without a ridge the new entries are explained worse than the old ones were. Outliers, joint
+        offsets and penalties by counts are fitted anew by the options of `result`, without a search.
     regressed : (n_cols,) int64
         How many of the entries each column had already, with the same value, when it was last regressed (fitted).
 
@@ -68,6 +69,8 @@ def update(
     """
     bounds, counts = parameters["bounds"], observations.col_counts
     options = CompletionOptions(**{**result.options, "n_threads": parameters["n_threads"]}, bounds=bounds)
+    if result.rank and (options.huber is not None or options.offsets == JOINT or options.count_power):
+        return complete(observations, **{**options.as_dict(), "bounds": bounds}), counts
     with deferred(), thread_limit(check_thread_count(options.n_threads)):
         if result.rank:
             is_due = counts > (1.0 + DUE) * regressed
@@ -119,7 +122,7 @@ def _swept(
         bounds=settled_bounds(observations, options),
         selection=result.selection,
     )
-    return _result(outcome)
+    return result_of(outcome)
 
 
 def _lengthened(rows: np.ndarray, n: int, value: Any = 0.0) -> np.ndarray:
