@@ -118,7 +118,7 @@ class MatrixCompletion(Answers):
 
     # --- fitting ----------------------------------------------------------------------------------------------
 
-    def fit(self, X: Any, y: Any = None) -> MatrixCompletion:
+    def fit(self, X: Any, y: Any = None, *, weights: Any = None) -> MatrixCompletion:
         """Complete the table `X` and return the estimator itself.
 
         Parameters
@@ -126,6 +126,8 @@ class MatrixCompletion(Answers):
         X : (n_rows, n_features) table
             See the class's notes. A data frame's index becomes ``result_.row_names``.
         y : ignored
+        weights : (n_rows, n_features) or (n_observed,) array_like of float above 0, optional
+            Of the entries' squared misfits, as inverse variances are; see :meth:`fastrfm.Observations.with_weights`.
 
         Raises
         ------
@@ -137,7 +139,7 @@ class MatrixCompletion(Answers):
         NotConvergedWarning
             If `max_iter` came before `tol`.
         """
-        self._fit(observe_table(X))
+        self._fit(_weighted(observe_table(X), weights))
         return self
 
     def _fit(self, observations: Observations) -> None:
@@ -159,12 +161,12 @@ class MatrixCompletion(Answers):
         if observations.col_names is not None:
             self.feature_names_in_ = observations.col_names
 
-    def fit_transform(self, X: Any, y: Any = None) -> Any:
+    def fit_transform(self, X: Any, y: Any = None, *, weights: Any = None) -> Any:
         """Complete the table `X`: observed entries stay as given, missing ones get the estimate.
 
         Parameters
         ----------
-        X, y
+        X, y, weights
             As for :meth:`fit`.
 
         Returns
@@ -179,7 +181,7 @@ class MatrixCompletion(Answers):
         MissingPackageError
             If a data frame was asked for and its package is not installed.
         """
-        observations = observe_table(X)
+        observations = _weighted(observe_table(X), weights)
         self._fit(observations)
         return self._as_asked(_impute(self.result_, observations), X)
 
@@ -243,13 +245,15 @@ class MatrixCompletion(Answers):
 
     # --- new rows ---------------------------------------------------------------------------------------------
 
-    def transform(self, X: Any) -> Any:
+    def transform(self, X: Any, *, weights: Any = None) -> Any:
         """Complete new rows without refitting: observed entries stay as given, missing ones get the estimate.
 
         Parameters
         ----------
         X : (n_new_rows, n_features_in_) table
             See the class's notes. Rows without any observation are welcome.
+        weights : array_like, optional
+            As for :meth:`fit`.
 
         Returns
         -------
@@ -277,7 +281,7 @@ class MatrixCompletion(Answers):
         did not cut it short. With a ridge the default `tol` stops early, and the two differ visibly.
         """
         self._check_fitted("transform")
-        observations = self._observe_rows(X)
+        observations = _weighted(self._observe_rows(X), weights)
         return self._as_asked(_impute(self._complete_rows(observations), observations), X)
 
     def _observe_rows(self, table: Any) -> Observations:
@@ -360,6 +364,10 @@ class MatrixCompletion(Answers):
 def _bare(observations: Observations) -> Observations:
     """Return the same observations without what they keep for the next pass, which is as large again."""
     return observations.with_values(observations.values)
+
+
+def _weighted(observations: Observations, weights: Any) -> Observations:
+    return observations if weights is None else observations.with_weights(weights)
 
 
 def _impute(estimate: CompletionResult, observations: Observations) -> np.ndarray:

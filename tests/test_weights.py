@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
-from fastrfm import Observations, complete, open_observations, prediction_intervals, standard_errors
+from fastrfm import MatrixCompletion, Observations, complete, open_observations, prediction_intervals, standard_errors
 from fastrfm.errors import FileFormatError, InputError
 from fastrfm.solvers.offsets import fit_offsets
 from fastrfm.solvers.side_information import SideInformation, augmented
@@ -286,3 +286,18 @@ def test_standard_errors_know_the_weights():
         )
         assert np.all(low < high)
     assert np.all(np.mean(ratios, axis=0) > 0.6) and np.all(np.mean(ratios, axis=0) < 1.8)
+
+
+@pytest.mark.compiled_only
+def test_the_estimator_takes_weights_as_a_table_of_the_same_shape():
+    observations = weighted(40, 25)
+    table, weights = np.full((2, *observations.shape), np.nan)
+    table[observations.to_coo()[:2]], weights[observations.to_coo()[:2]] = observations.values, observations.weights
+    options = {"ridge": 5.0, "agop_power": 0.25}
+    model = MatrixCompletion(**options).fit(table, weights=weights)
+    np.testing.assert_array_equal(model.result_.to_dense(), complete(observations, **options).to_dense())
+    filled = MatrixCompletion(**options).fit_transform(table, weights=weights)
+    missed = [np.linalg.norm(model.transform(table, **given) - filled) for given in ({"weights": weights}, {})]
+    assert missed[0] < 0.5 * missed[1]
+    with pytest.raises(InputError, match="weights"):
+        model.fit(table, weights=weights[:2])
