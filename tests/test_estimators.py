@@ -126,6 +126,7 @@ def test_a_failed_fit_leaves_the_former_one():
     assert model.result_ is before and model.n_features_in_ == 5
 
 
+@pytest.mark.compiled_only
 def test_too_few_iterations_warn():
     with pytest.warns(NotConvergedWarning, match="max_iter = 2"):
         model = MatrixCompletion(max_iter=2).fit(with_gaps(low_rank(30)))
@@ -279,6 +280,7 @@ def test_threads_and_company_do_not_change_a_row(ridged):
     np.testing.assert_array_equal(single.transform(table), whole)
 
 
+@pytest.mark.compiled_only
 def test_scaling_the_data_scales_the_answer(exact):
     _, table, model, _ = exact
     new = with_gaps(low_rank(5, seed=3), 0.1, seed=3)
@@ -336,6 +338,7 @@ def test_sparse_input_has_its_stored_entries_observed(exact, kind):
     np.testing.assert_allclose(model.transform(kind((2, 24)))[1], model.column_means_)
 
 
+@pytest.mark.compiled_only
 def test_observations_and_lists_are_tables_too(exact):
     _, table, _, completed = exact
     model = MatrixCompletion()
@@ -475,6 +478,7 @@ def test_is_fitted_and_tags(exact):
     assert tags.input_tags.allow_nan and tags.input_tags.sparse and not tags.target_tags.required
 
 
+@pytest.mark.compiled_only
 def test_pipeline(exact):
     truth, table, _, completed = exact
     target = truth @ np.arange(24)
@@ -486,6 +490,7 @@ def test_pipeline(exact):
     np.testing.assert_allclose(pipeline[0].fit_transform(table, target), completed)
 
 
+@pytest.mark.compiled_only
 def test_cross_validation_prefers_the_true_rank(exact):
     table = exact[1]
     assert cross_val_score(MatrixCompletion(rank=RANK, tol=1e-5), table, cv=3).min() > 0.999

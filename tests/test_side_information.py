@@ -66,6 +66,7 @@ def hidden_error(observations: Observations, hidden: Observations, **options: ob
     return float(np.sqrt(np.mean((result.predict(rows, cols) - values) ** 2)))
 
 
+@pytest.mark.compiled_only
 def test_features_that_explain_the_matrix_help():
     rng = np.random.RandomState(3)
     rows, cols = rng.standard_normal((80, 3)), rng.standard_normal((50, 3))
@@ -79,6 +80,7 @@ def test_features_that_explain_the_matrix_help():
     assert useless < 1.1 * alone
 
 
+@pytest.mark.compiled_only
 def test_side_information_commutes_with_transposition_and_scale():
     matrix = table(30, 20, 0.5, 5)
     rows, cols = table(30, 2, 1.0, 6), table(20, 3, 1.0, 7)

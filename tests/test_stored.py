@@ -298,11 +298,12 @@ def test_an_indptr_beyond_32_bits(tmp_path):
     huge = 2**31 + 5
 
     class Source:
+        is_weighted = False
         dtype = np.dtype(np.float64)
 
         def entries(self, indptr, start, stop):
             assert (start, stop) == (1, 2) and int(indptr[stop] - indptr[start]) == 3
-            return np.arange(3, dtype=np.int32), np.ones(3)
+            return np.arange(3, dtype=np.int32), np.ones(3), np.zeros(0)
 
     indptr = np.array([0, huge, huge + 3, 2 * huge], dtype=np.int64)
     found = StoredObservations(Source(), (3, huge), indptr, (None, None), 10**6)

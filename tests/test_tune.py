@@ -102,6 +102,7 @@ def test_fits_equal_fits_made_one_by_one():
     assert next(fits, None) is None
 
 
+@pytest.mark.compiled_only
 def test_what_was_held_out_is_not_seen():
     """Other values in a fold change its errors, and no fit without it."""
     observations = noisy()
@@ -173,6 +174,7 @@ def test_largest_ridge_by_formula(power):
     assert largest_ridge(observations, power) == pytest.approx(wanted, rel=3e-3)
 
 
+@pytest.mark.compiled_only
 @pytest.mark.parametrize("power", POWERS)
 @pytest.mark.parametrize("offsets", [False, True])
 def test_the_estimate_vanishes_at_the_largest_ridge(power, offsets):
@@ -215,6 +217,7 @@ def test_the_grid_is_full():
 # --- the command --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.compiled_only
 def test_tune_writes_every_fit_and_says_what_to_take(file, tmp_path):
     given = (
         "--agop-power",
@@ -251,6 +254,7 @@ def test_tune_writes_every_fit_and_says_what_to_take(file, tmp_path):
     assert "6 settings x 3 folds" in outcome.stdout
 
 
+@pytest.mark.compiled_only
 def test_tune_finds_its_own_ridges(file, tmp_path):
     outcome = run(
         "tune", file, "-o", tmp_path / "t.csv", "--agop-power", 0.25, "--n-ridge", 5, "--folds", 2, "--rank", 6
@@ -390,6 +394,7 @@ def test_plot(tmp_path, kind):
     assert start in (b"\x89PNG\r", b"%PDF-", b"<?xml")
 
 
+@pytest.mark.compiled_only
 def test_plot_by_the_command(file, tmp_path):
     pytest.importorskip("matplotlib")
     given = ("--agop-power", 0.25, "--ridge", "1,3", "--folds", 2, "--plot", tmp_path / "t.png")

@@ -108,6 +108,7 @@ def test_known_degrees_of_freedom():
     np.testing.assert_allclose(standard_errors(result, observations, *everywhere(result.shape)), noise * wanted)
 
 
+@pytest.mark.compiled_only
 @pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[1], OPTIONS[2]])
 def test_scaling_the_data_scales_the_errors(options):
     _, observations = problem()
@@ -177,6 +178,7 @@ def test_rows_and_columns_without_observations():
     assert np.isfinite(np.delete(np.delete(errors, 3, 0), 5, 1)).all()
 
 
+@pytest.mark.compiled_only
 def test_sparse_rows_and_columns_have_larger_errors():
     _, observations = problem((120, 80), 2, 0.5)
     rows, cols, _ = observations.to_coo()
