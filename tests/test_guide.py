@@ -219,7 +219,12 @@ def test_readme(folder, monkeypatch):
     blocks = blocks_of(text)
     assert {"python", "sh"} <= {block.language for block in blocks}
     observations = noisy_observations()
-    runner = Runner(folder, observations=observations, rows=[0, 1], cols=[2, 3])
+    rows, cols, values = observations.to_coo()
+    runner = Runner(folder, observations=observations, rows=rows, cols=cols, times=np.arange(rows.size))
+    lines = [f"u{i},f{j},{value},{t}" for t, (i, j, value) in enumerate(zip(rows, cols, values, strict=True))]
+    Path("ratings.csv").write_text("\n".join(["user,film,stars,timestamp", *lines]), encoding="utf-8")
+    Path("users.csv").write_text("user,age\nu0,30\nu1,40\n", encoding="utf-8")
+    Path("films.csv").write_text("film,title,genre\nf0,Heat,Drama\nf1,Alien,War|Drama\n", encoding="utf-8")
     shutil.copytree(ROOT / "scripts", folder / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "runs").mkdir()
     for name in ("ratings.h5", "runs/first.h5"):
