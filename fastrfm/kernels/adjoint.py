@@ -35,6 +35,7 @@ def add_adjoint_columns(bounds, indptr, indices, values, weights, coefficients, 
     out : (n_cols, b) float64, added to; a task owns its columns
     """
     b = directions.shape[1]
+    is_weighted = weights.size > 0
     for task in prange(bounds.size - 1):
         for j in range(bounds[task], bounds[task + 1]):
             target, features = out[j], basis[j]
@@ -44,7 +45,7 @@ def add_adjoint_columns(bounds, indptr, indices, values, weights, coefficients, 
                 for a in range(k):
                     residual -= coefficients[i, a] * features[a]
                 residual *= theta
-                if weights.size:
+                if is_weighted:
                     residual *= weights[t] / (1.0 - theta + theta * weights[t])
                 source = directions[i]
                 for a in range(b):
