@@ -20,12 +20,14 @@ from scipy.linalg.lapack import dpocon, dpotrf, dpotrs
 from fastrfm._interrupt import check
 from fastrfm.designs import DenseDesign, Design
 from fastrfm.errors import InputError
-from fastrfm.sparse_options import SparseOptions
+from fastrfm.sparse_options import LASSO_POWER, SparseOptions
 
 LARGEST_GRAM = 6000  # side of a Gram that is factored; beyond it conjugate gradients
 _FIRST_SHARE = 0.5  # of the largest coefficient: the first ε
 _FLOOR, _RIDGE_FLOOR = 1e-9, 1e-5
-_ATTEMPTS = ((1.0, 1.3), (1.0, 1.1), (0.75, 1.1))  # shares of α, factors by which ε falls
+_DROPS = (1.3, 1.1)  # factors by which ε falls, in turn where the first finds no exact answer
+_GENTLE_POWER = 0.375  # α of the last attempt, where it is below the one given
+_AT_FLOOR = 20  # steps at the smallest ε, after which rounding is what moves the coefficients
 _GAP, _MOST_SHARE = 1e-2, 0.9  # ratio of neighbours in size; nonzeros beside samples
 _EXACT = 1e-9  # relative residual of an exact answer
 _NEGLIGIBLE = 1e-15  # of the trace of A K Aᵀ
@@ -74,10 +76,14 @@ def interpolate(design: Design, target: np.ndarray, options: SparseOptions) -> D
     n_rows, n_features = design.shape
     if n_rows == n_features and isinstance(design, DenseDesign):
         return Descent(np.linalg.solve(design.matrix, target), 1, "unique")
-    attempts = _ATTEMPTS if options.smoothing == "auto" else _ATTEMPTS[:1]
+    attempts = [(options.agop_power, drop) for drop in _DROPS]
+    if options.agop_power > _GENTLE_POWER:
+        attempts.append((_GENTLE_POWER, _DROPS[-1]))
+    if options.smoothing != "auto" or options.agop_power <= LASSO_POWER:  # convex: there is one answer
+        attempts = attempts[:1]
     first: Descent | None = None
-    for share, drop in attempts:
-        found = descend(design, target, options, share * options.agop_power, drop)
+    for agop_power, drop in attempts:
+        found = descend(design, target, options, agop_power, drop)
         if first is None or found.stop_reason == "exact":
             first = found
         if found.stop_reason in ("exact", "zero", "max_iter") or options.linear_solver == "cg":
@@ -107,7 +113,7 @@ def descend(
         return out
     solver = _Systems(design, target, options)
     smoothing = float(options.smoothing) if is_fixed else scale
-    begun, floor = time.perf_counter(), 0.0
+    begun, floor, n_at_floor = time.perf_counter(), 0.0, 0
     weights = np.full(coef.size, scale ** (4.0 * agop_power))
     if start is not None and start.any():
         smoothing = float(options.smoothing) if is_fixed else _FIRST_SHARE * float(np.abs(start).max())
@@ -131,8 +137,13 @@ def descend(
             if exact is not None:
                 out.coef, out.stop_reason = exact, "exact"
                 return out
-        if out.n_steps > 1 and change <= options.tol and (is_fixed or smoothing <= floor * 1.01):
+        is_at_floor = not is_fixed and smoothing <= floor * 1.01
+        n_at_floor += is_at_floor
+        if out.n_steps > 1 and change <= options.tol and (is_fixed or is_at_floor):
             out.stop_reason = "converged"
+            break
+        if n_at_floor > _AT_FLOOR and ridge == 0.0:
+            out.stop_reason = "floor"
             break
         if out.n_steps >= options.max_iter:
             out.stop_reason = "max_iter"
