@@ -92,7 +92,7 @@ def read_weights(given: Any, n_samples: int) -> np.ndarray | None:
     if weights.shape != (n_samples,):
         raise InputError(f"sample_weight.shape == {weights.shape}, expected {(n_samples,)}!")
     if not (np.isfinite(weights).all() and (weights >= 0.0).all() and weights.any()):
-        raise InputError("sample_weight must be finite, at least 0, and not all 0")
+        raise InputError("sample_weight must be finite, at least 0, and not all zero")
     return weights
 
 
@@ -109,7 +109,9 @@ def check_names(names: np.ndarray | None, fitted: np.ndarray | None, who: str) -
         unseen, missing = [sorted(set(a) - set(b)) for a, b in ((names, fitted), (fitted, names))]
         lines = ["The feature names should match those that were passed during fit."]
         lines += ["Feature names unseen at fit time:", *[f"- {name}" for name in unseen[:5]]] if unseen else []
-        lines += ["Feature names seen at fit time, yet now missing:", *[f"- {n}" for n in missing[:5]]] if missing else []
+        lines += (
+            ["Feature names seen at fit time, yet now missing:", *[f"- {n}" for n in missing[:5]]] if missing else []
+        )
         if not unseen and not missing:
             lines.append("Feature names must be in the same order as they were in fit.")
         raise InputError("\n".join(lines) + "\n")

@@ -45,7 +45,9 @@ def make_problem(
     """Return the weighted, centred problem; samples of weight 0 are left out."""
     if weights is not None and not weights.all():
         if not (type(features) is np.ndarray or scipy.sparse.issparse(features)):
-            raise InputError("sample_weight must be above 0 for features that stay in a file: write a file without them")
+            raise InputError(
+                "sample_weight must be above 0 for features that stay in a file: write a file without them"
+            )
         kept = weights > 0.0
         features, targets, weights = features[kept], targets[kept], weights[kept]
     design, means = make_design(features, weights, is_centred=fit_intercept, panel_bytes=memory)

@@ -206,7 +206,9 @@ class _Systems:
         shares = weights * self._whole.squared_norms
         counts = shares > _NEGLIGIBLE * max(float(shares.sum()), self._ridge)
         n_now = self._design.shape[1]
-        if np.count_nonzero(counts) < max(n_now // 2, 1) and (self._ridge > 0.0 or counts.sum() >= self._whole.shape[0]):
+        if np.count_nonzero(counts) < max(n_now // 2, 1) and (
+            self._ridge > 0.0 or counts.sum() >= self._whole.shape[0]
+        ):
             chosen = np.flatnonzero(counts)
             smaller = self._whole.restricted(chosen)
             if smaller is not None:
