@@ -1,4 +1,4 @@
-"""What makes a class a scikit-learn regressor, with or without scikit-learn installed: a base for ``sparse_regression``.
+"""What makes a class a scikit-learn regressor, with or without scikit-learn installed: a base class.
 
 Parameters by name, tags, R² and errors of the kinds that scikit-learn's own checks look for. It is imported only where
 it asks for tags, or where it has been loaded by somebody else.
@@ -85,7 +85,7 @@ class LinearRegressor:
         else:
             product = np.asarray(features.table @ coef.T)
         product = product + np.atleast_1d(self.intercept_)
-        return product[:, 0] if self.coef_.ndim == 1 else product
+        return np.asarray(product[:, 0] if self.coef_.ndim == 1 else product)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return R² of the predictions for `X`, the mean over targets; 1 is perfect, the mean guess reaches 0."""

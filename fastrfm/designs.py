@@ -76,7 +76,7 @@ class Design:
     def solve(
         self, weights: np.ndarray, ridge: float, shift: float, target: np.ndarray, tol: float, dual: np.ndarray
     ) -> int:
-        """Solve (A K Aᵀ + ridge I + shift s sᵀ) a = y by conjugate gradients from `dual`, in place; return the steps."""
+        """Solve (A K Aᵀ + ridge I + shift s sᵀ) a = y by conjugate gradients from `dual`, in place; give the steps."""
         diagonal = self.diagonal(weights) + ridge + shift * self.roots**2
 
         def apply(vector: np.ndarray) -> np.ndarray:

@@ -70,7 +70,7 @@ def read_targets(given: Any, n_samples: int) -> tuple[np.ndarray, bool]:
     if given is None:
         raise InputError("requires y to be passed, but the target y is None")
     targets = _real_array(given, "y")
-    if targets.ndim not in (1, 2) or targets.ndim == 2 and targets.shape[1] < 1:
+    if targets.ndim not in (1, 2) or (targets.ndim == 2 and targets.shape[1] < 1):
         raise InputError(f"y should be a 1d array or (n_samples, n_targets), got an array of shape {targets.shape}")
     if targets.shape[0] != n_samples:
         raise InputError(f"X and y must have as many samples, got {n_samples} and {targets.shape[0]} (inconsistent)")

@@ -14,7 +14,6 @@ import time
 from dataclasses import dataclass, field
 
 import numpy as np
-import scipy.linalg
 from scipy.linalg.lapack import dpocon, dpotrf, dpotrs
 
 from fastrfm._interrupt import check

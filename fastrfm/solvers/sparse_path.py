@@ -22,6 +22,7 @@ THRESHOLD_STEP = 0.85  # of the entry threshold, from one ridge to the next on t
 _MOST_ROUNDS = 20  # in which columns enter at one ridge
 _ABOVE = 1.0 + 1e-9
 _NEWTON_SHARE = 0.5  # of a coefficient, the largest step that is trusted
+_FLAT = 1e-13  # of the Gram's diagonal, added where it may be singular
 _PATIENCE = 20  # reweighting steps after which the smallest coefficient is asked to leave
 
 
@@ -147,6 +148,8 @@ class SelectedColumns:
         hessian = self._gram.copy()
         if power < 1.0:
             hessian.flat[:: sizes.size + 1] += ridge * (power - 1.0) * sizes ** (power - 2.0)
+        else:  # more columns than samples: along what is flat the step is long, and ends where a column leaves
+            hessian.flat[:: sizes.size + 1] += _FLAT * np.diagonal(hessian).max()
         _, step, failure = dposv(hessian, gradient, overwrite_a=True)
         return None if failure or not np.isfinite(step).all() else np.asarray(step)
 
@@ -188,6 +191,8 @@ class SelectedColumns:
 
     def _drop_slowest(self, ridge: float) -> None:
         """Drop the coefficient nearest to where minima end: past it, the way down to zero can take forever."""
+        if self._power >= 1.0:
+            return
         ratios = np.abs(self.coef) / least_size(self._power, ridge, self._norms[self.chosen])
         if self.coef.size and ratios.min() < 2.0:
             self._keep(np.arange(ratios.size) != int(np.argmin(ratios)))
