@@ -1,4 +1,4 @@
-"""Features, targets and sample weights of regression, checked: arrays, frames, scipy.sparse, memory maps, HDF5 datasets.
+"""Features, targets and sample weights of regression, checked: arrays, frames, scipy.sparse, memory maps, HDF5.
 
 Errors once, here; what scikit-learn's checks look for in a message is in it. Never changes or copies what it is given
 where it can be used as it is. Not here: centring and weighting (``designs``).

@@ -1,6 +1,6 @@
 """``SparseRegressionCV``: sparse regression with ridge and AGOP power chosen by cross-validation.
 
-Every fold walks the same ridges down for every power, warm-started; the winner is fitted to all samples in the same way.
+Every fold walks the same ridges down for every power, warm-started; the winner is fitted to all samples alike.
 A ridge λ for all samples stands for λ (n_fold / n)^(p/2) in a fold: that keeps the noise that a column must exceed to
 enter at the same multiple of its standard deviation.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -52,8 +52,8 @@ class SparseRegressionCV(LinearRegressor):
     ridge_, agop_power_ : float
         The setting chosen; the ridge is that for all samples.
     cv_results_ : dict of (n_settings,) float64 arrays
-        agop_power, ridge, mean_error (mean squared error of samples left out, infinite where a fold's path ended before),
-        standard_error (over folds) and n_active (mean number of nonzero coefficients).
+        agop_power, ridge, mean_error (mean squared error of samples left out, infinite where a fold's path ended
+        before), standard_error (over folds) and n_active (mean number of nonzero coefficients).
     n_iter_ : int
         Ridges solved for the final fit.
 
@@ -68,11 +68,20 @@ class SparseRegressionCV(LinearRegressor):
     [3, 9]
     """
 
-    _defaults = {
-        "agop_powers": POWERS, "ridges": None, "n_ridges": 50, "least_share": LEAST_SHARE, "max_features": None, "cv": 5,
-        "one_standard_error": False, "fit_intercept": SparseOptions.fit_intercept, "tol": 1e-6,
-        "max_iter": SparseOptions.max_iter, "random_state": 0, "n_threads": None,
-    }  # fmt: skip
+    _defaults: ClassVar[dict[str, Any]] = {
+        "agop_powers": POWERS,
+        "ridges": None,
+        "n_ridges": 50,
+        "least_share": LEAST_SHARE,
+        "max_features": None,
+        "cv": 5,
+        "one_standard_error": False,
+        "fit_intercept": SparseOptions.fit_intercept,
+        "tol": 1e-6,
+        "max_iter": SparseOptions.max_iter,
+        "random_state": 0,
+        "n_threads": None,
+    }
 
     def __init__(
         self,
@@ -138,7 +147,7 @@ class SparseRegressionCV(LinearRegressor):
         return self
 
     def _options(self) -> list[SparseOptions]:
-        shared = {"fit_intercept": self.fit_intercept, "tol": self.tol, "max_iter": self.max_iter}
+        shared: dict[str, Any] = {"fit_intercept": self.fit_intercept, "tol": self.tol, "max_iter": self.max_iter}
         options = [SparseOptions(ridge=1.0, agop_power=power, **shared) for power in self.agop_powers]
         if not options or not all(option.is_sharp for option in options):
             raise InputError(f"agop_powers must be numbers of at least 0.25, got {self.agop_powers!r}")
@@ -147,7 +156,7 @@ class SparseRegressionCV(LinearRegressor):
     def _grid(self, data: tuple[Any, ...], options: SparseOptions) -> np.ndarray:
         if self.ridges is not None:
             return check_ridges(self.ridges)
-        problem = make_problem(*data, options.fit_intercept)
+        problem = make_problem(data[0], data[1], data[2], options.fit_intercept)
         return suggested_ridges(problem.design, problem.targets, options.penalty_power, self.n_ridges, self.least_share)
 
     def _most(self, n_samples: int, n_features: int) -> int:
@@ -206,7 +215,7 @@ class SparseRegressionCV(LinearRegressor):
     ) -> None:
         place = [option.agop_power for option in options].index(self.agop_power_)
         ridges = grids[place][grids[place] >= self.ridge_]
-        problem = make_problem(*data, self.fit_intercept)
+        problem = make_problem(data[0], data[1], data[2], self.fit_intercept)
         design, reduced = prepare(problem.design, problem.targets, options[place])
         coefs, has_converged = [], True
         for target in reduced.T:

@@ -45,9 +45,7 @@ def make_problem(
     """Return the weighted, centred problem; samples of weight 0 are left out."""
     if weights is not None and not weights.all():
         if not (type(features) is np.ndarray or scipy.sparse.issparse(features)):
-            raise InputError(
-                "sample_weight must be above 0 for features that stay in a file: write a file without them"
-            )
+            raise InputError("sample_weight must be above 0 for features that stay in a file: leave such rows out")
         kept = weights > 0.0
         features, targets, weights = features[kept], targets[kept], weights[kept]
     design, means = make_design(features, weights, is_centred=fit_intercept, panel_bytes=memory)
@@ -83,8 +81,8 @@ class SparseRegression(LinearRegressor):
     Notes
     -----
     Minimises ½ Σ w_i (y_i − intercept − x_i·β)² + ridge Σ |β_j|^p / p with p = 2 − 4 agop_power, log |β_j| at p = 0;
-    with ridge 0 the penalty alone among all β that fit. Features are not scaled: bring columns of different units to one scale
-    first (p = 0 does not mind). Arrays, frames and scipy.sparse matrices are read; ``numpy.memmap`` and HDF5 datasets
+    with ridge 0 the penalty alone among all β that fit. Features are not scaled: bring columns of different units to
+    one scale first (p = 0 does not mind). Arrays, frames and scipy.sparse matrices are read; ``numpy.memmap`` and HDF5 datasets
     beyond `memory` bytes stay in their file. Several targets are fitted one by one.
 
     Examples

@@ -184,7 +184,7 @@ class _Systems:
             return None
         found = local * design.adjoint(dual)
         if self._chosen is None:
-            return found
+            return np.asarray(found)
         coef[self._chosen] = found
         return coef
 
@@ -205,10 +205,9 @@ class _Systems:
         shares = weights * self._whole.squared_norms
         counts = shares > _NEGLIGIBLE * max(float(shares.sum()), self._ridge)
         n_now = self._design.shape[1]
-        if np.count_nonzero(counts) < max(n_now // 2, 1) and (
-            self._ridge > 0.0 or counts.sum() >= self._whole.shape[0]
-        ):
-            chosen = np.flatnonzero(counts)
+        chosen = np.flatnonzero(counts)
+        # Without a ridge at least as many columns as samples must stay for the answer to interpolate.
+        if chosen.size < max(n_now // 2, 1) and (self._ridge > 0.0 or chosen.size >= self._whole.shape[0]):
             smaller = self._whole.restricted(chosen)
             if smaller is not None:
                 self._design, self._chosen = smaller, chosen
