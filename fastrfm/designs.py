@@ -81,7 +81,7 @@ class Design:
 
         def apply(vector: np.ndarray) -> np.ndarray:
             product = self.forward(weights * self.adjoint(vector))
-            return product + ridge * vector + shift * (self.roots @ vector) * self.roots
+            return np.asarray(product + ridge * vector + shift * (self.roots @ vector) * self.roots)
 
         residual = target - apply(dual)
         goal, energy, direction = tol * float(np.linalg.norm(target)), 1.0, np.zeros_like(target)

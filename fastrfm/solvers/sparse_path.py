@@ -113,8 +113,8 @@ class SelectedColumns:
         assert self._correlations is not None
         correlations, norms = self._correlations[entering], self._norms[entering]
         if self._power < 1.0:
-            return np.sign(correlations) * least_size(self._power, ridge, norms)
-        return np.sign(correlations) * (np.abs(correlations) - ridge) / norms
+            return np.asarray(np.sign(correlations) * least_size(self._power, ridge, norms))
+        return np.asarray(np.sign(correlations) * (np.abs(correlations) - ridge) / norms)
 
     # --- inside a ridge ---------------------------------------------------------------------------------------
 
