@@ -9,6 +9,7 @@ fewer rows than columns, else all columns of some rows. Not here: checks of what
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from fastrfm.errors import InputError
 from fastrfm.kernels.diagonal import add_row_squares, multiply_rows, solve_reweighted
 
 PANEL_BYTES = 64 << 20
+_LARGE_PRODUCT = 4e9  # multiplications of a Gram from which it is shared among threads
 
 
 class Design:
@@ -118,8 +120,10 @@ class DenseDesign(Design):
         return np.asfortranarray(self.matrix[:, chosen])
 
     def reweighted(self, weights: np.ndarray) -> np.ndarray:
-        with blas_threads():
-            return np.asarray(dsyrk(1.0, self.matrix * np.sqrt(weights), lower=1))
+        scaled = self.matrix * np.sqrt(weights)
+        # On a busy machine BLAS's threads wait for each other for longer than a small product takes.
+        with blas_threads() if scaled.size * len(scaled) > _LARGE_PRODUCT else nullcontext():
+            return np.asarray(dsyrk(1.0, scaled, lower=1))
 
     def diagonal(self, weights: np.ndarray) -> np.ndarray:
         return np.asarray((self.matrix**2) @ weights)

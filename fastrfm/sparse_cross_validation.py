@@ -21,9 +21,10 @@ from fastrfm.errors import InputError, NotConvergedWarning
 from fastrfm.regression_inputs import read_features, read_targets, read_weights
 from fastrfm.solvers.sparse import prepare, sparse_path, suggested_ridges
 from fastrfm.sparse_options import SparseOptions
-from fastrfm.sparse_regression import LEAST_SHARE, check_ridges, make_problem
+from fastrfm.sparse_regression import check_ridges, make_problem
 
 POWERS = (0.25, 0.375, 0.5, 1.0)
+N_RIDGES, LEAST_SHARE = 60, 1e-4  # folds of correlated features are often told best by a very small ridge
 
 
 class SparseRegressionCV(LinearRegressor):
@@ -36,7 +37,7 @@ class SparseRegressionCV(LinearRegressor):
     ridges : (n,) array_like or None
         Falling; None lets the data suggest `n_ridges` for each power, see :func:`sparse_regression_path`.
     n_ridges, least_share, max_features
-        As there.
+        As there; by default 60 ridges, down to an entry threshold of 1e-4 of the first.
     cv : int, splitter or iterable of (train, test) index arrays
         A number of folds, drawn with `random_state`.
     one_standard_error : bool
@@ -71,7 +72,7 @@ class SparseRegressionCV(LinearRegressor):
     _defaults: ClassVar[dict[str, Any]] = {
         "agop_powers": POWERS,
         "ridges": None,
-        "n_ridges": 50,
+        "n_ridges": N_RIDGES,
         "least_share": LEAST_SHARE,
         "max_features": None,
         "cv": 5,
@@ -88,7 +89,7 @@ class SparseRegressionCV(LinearRegressor):
         agop_powers: Any = POWERS,
         *,
         ridges: Any = None,
-        n_ridges: int = 50,
+        n_ridges: int = N_RIDGES,
         least_share: float = LEAST_SHARE,
         max_features: int | None = None,
         cv: Any = 5,

@@ -43,8 +43,8 @@ def render(results: dict[str, Any]) -> str:
             "entry rule: `fastrfm/solvers/sparse_penalty.py`); without one it keeps all columns, lowers ε and ends "
             "where a gap shows an exact sparse answer.\n",
             f"Made by `python scripts/bench_sparse.py --write`. Measured on {about['machine']}; rivals: {packages}. "
-            "One thread, one process, methods in turn, after a small run that does not count; other programs ran beside "
-            "it, so that seconds are upper bounds for all.\n",
+            "One thread, one process, methods in turn, after a small run that does not count; other programs ran "
+            "beside it, so that seconds are upper bounds for all.\n",
             "## Exact recovery\n",
             "1000 features, 50 ones, Gaussian A, no noise; recovered means every coefficient within 1e-6. Asked: 20 of "
             "20 at 250 samples.\n",
@@ -53,8 +53,8 @@ def render(results: dict[str, Any]) -> str:
             "## Beside other packages\n",
             "500 samples, 5000 features, 20 ones, correlation 0.5^|i−j|, SNR = ‖Aβ‖ / ‖noise‖. Every method walks 100 "
             "ridges down (OMP 50 features; abess chooses for itself among 0 … 50) and stops beyond 250 features; the "
-            "step is chosen by the error on 500 further samples, never by the truth. Medians over seeds; seconds are of "
-            "the whole path. Asked: no slower than skglm's non-convex solvers at no larger error for SNR from 6.\n",
+            "step is chosen by the error on 500 further samples, never by the truth. Medians over seeds; seconds are "
+            "of the whole path. Asked: no slower than skglm's non-convex solvers at no larger error for SNR from 6.\n",
             *[_rivals(results["rivals"], snr) for snr in dict.fromkeys(row["snr"] for row in results["rivals"])],
             "## Real data\n",
             "Random fifths held out; settings are chosen by five folds of the rest. Features standardised. Medians.\n",

