@@ -168,7 +168,7 @@ class SparseRegression(LinearRegressor):
     def _take(self, fits: list[SparseFit], problem: Problem, is_single: bool) -> None:
         coefs = np.array([fit.coef for fit in fits])
         intercepts = problem.intercepts(coefs)
-        self.n_iter_ = max(1, *(fit.n_iter for fit in fits)) if len(fits) > 1 else max(1, fits[0].n_iter)
+        self.n_iter_ = max(1, *(fit.n_iter for fit in fits))
         self.coef_, self.intercept_ = (coefs[0], float(intercepts[0])) if is_single else (coefs, intercepts)
         self.stop_reason_ = fits[0].stop_reason if is_single else [fit.stop_reason for fit in fits]
         self.history_ = fits[0].history if is_single else [fit.history for fit in fits]

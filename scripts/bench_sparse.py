@@ -11,6 +11,7 @@ import json
 import resource
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from fastrfm import SparseRegression
 DOCS = Path(__file__).parent.parent / "docs"
 NS = [120, 140, 160, 180, 200, 220, 250]
 SNRS = [2.0, 6.0, np.inf]
+PARTS = ("large", "rivals", "real", "success")
 EXACT = 1e-6  # largest error of a coefficient that is recovered
 
 
@@ -104,12 +106,6 @@ def run_real(names: list[str], n_splits: int) -> list[dict[str, Any]]:
 def run_large(n_features: int, n_samples: int, folder: Path) -> list[dict[str, Any]]:
     """Return time, error and memory with many features: compressed, and in an HDF5 file."""
     rng, rows = np.random.default_rng(0), []
-    n_rows, per_row = 50 * n_samples, max(1, n_features // 1000)
-    indices = np.arange(per_row) * (n_features // per_row) + rng.integers(0, n_features // per_row, (n_rows, per_row))
-    values = rng.standard_normal(n_rows * per_row)
-    indptr = np.arange(n_rows + 1) * per_row
-    matrix = scipy.sparse.csr_array((values, indices.ravel().astype(np.int32), indptr), shape=(n_rows, n_features))
-    rows.append(_large_fit("scipy.sparse, 1 in 1000 stored", matrix, rng))
     path = folder / "wide.h5"
     with h5py.File(path, "w") as file:
         data = file.create_dataset("x", (n_samples, n_features), "f4")
@@ -117,6 +113,12 @@ def run_large(n_features: int, n_samples: int, folder: Path) -> list[dict[str, A
             data[at] = rng.standard_normal(n_features, dtype=np.float32)
     with h5py.File(path) as file:
         rows.append(_large_fit("HDF5, float32", file["x"], rng))
+    n_rows, per_row = 50 * n_samples, max(1, n_features // 1000)
+    indices = np.arange(per_row) * (n_features // per_row) + rng.integers(0, n_features // per_row, (n_rows, per_row))
+    values = rng.standard_normal(n_rows * per_row)
+    indptr = np.arange(n_rows + 1) * per_row
+    matrix = scipy.sparse.csr_array((values, indices.ravel().astype(np.int32), indptr), shape=(n_rows, n_features))
+    rows.append(_large_fit("scipy.sparse, 1 in 1000 stored", matrix, rng))
     return rows
 
 
@@ -146,30 +148,38 @@ def _large_fit(name: str, matrix: Any, rng: np.random.Generator) -> dict[str, An
 @click.option("--large-features", default=1_000_000, show_default=True, help="Features of the large fits; 0 for none.")
 @click.option("--smoke", is_flag=True, help="Everything once, small.")
 @click.option("--write", is_flag=True, help="Make docs/sparse.md and its plot.")
-@click.option("--save", type=click.Path(dir_okay=False), help="Keep the numbers as json.")
+@click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), help="Only these.")
+@click.option("--save", type=click.Path(dir_okay=False), help="Keep the numbers as json, with other parts kept before.")
 @click.option("--render", "kept", type=click.Path(exists=True), help="Make the page from kept numbers; run nothing.")
 def main(
-    seeds: int, success_seeds: int, splits: int, large_features: int, smoke: bool, write: bool, save: str | None,
-    kept: str | None,
+    seeds: int, success_seeds: int, splits: int, large_features: int, smoke: bool, write: bool, parts: tuple[str, ...],
+    save: str | None, kept: str | None,
 ) -> None:  # fmt: skip
     """Measure sparse regression beside other packages."""
     if kept:
         results = json.loads(Path(kept).read_text())
     else:
-        results = {"about": {"machine": describe_machine(), "rivals": versions()}}
+        results = json.loads(Path(save).read_text()) if save and Path(save).exists() else {}
+        results["about"] = {"machine": describe_machine(), "rivals": versions()}
+        names = ["tecator", "permeability"] if _has_data() else []
         with threadpool_limits(1), tempfile.TemporaryDirectory() as folder:
+            work: dict[str, Callable[[], Any]] = {
+                "large": lambda: run_large(large_features, 400, Path(folder)) if large_features else [],
+                "rivals": lambda: run_rivals(500, 5000, 20, seeds),
+                "real": lambda: run_real(names, splits),
+                "success": lambda: run_success(NS, 1000, 50, success_seeds, 0),
+            }
             if smoke:
-                results["success"] = run_success([40], 60, 5, 1, 0)
-                results["rivals"] = run_rivals(60, 100, 3, 1)
-                results["real"] = run_real(["tecator"] if _has_data() else [], 1)
-                results["large"] = run_large(2000, 100, Path(folder))
-            else:
-                results["large"] = run_large(large_features, 400, Path(folder)) if large_features else []
-                results["rivals"] = run_rivals(500, 5000, 20, seeds)
-                results["real"] = run_real(["tecator", "permeability"] if _has_data() else [], splits)
-                results["success"] = run_success(NS, 1000, 50, success_seeds, 0)
-    if save:
-        Path(save).write_text(json.dumps(results))
+                work = {
+                    "large": lambda: run_large(2000, 100, Path(folder)),
+                    "rivals": lambda: run_rivals(60, 100, 3, 1),
+                    "real": lambda: run_real(names[:1], 1),
+                    "success": lambda: run_success([40], 60, 5, 1, 0),
+                }
+            for part in parts or PARTS:
+                results[part] = work[part]()
+                if save:
+                    Path(save).write_text(json.dumps(results))
     if write or kept:
         plot(results["success"], DOCS / "benchmarks" / "sparse-success.png")
         (DOCS / "sparse.md").write_text(render(results), encoding="utf-8")
