@@ -87,6 +87,11 @@ def test_threshold_and_least_size_are_those_of_one_coefficient(power):
     assert largest_ridge(power, slope[[slope.argmin()]], norm) == pytest.approx(ridge, rel=1e-5)
 
 
+def test_the_lasso_threshold_is_the_ridge():
+    assert entry_threshold(1.0, 0.7, np.array([2.3])).tolist() == [pytest.approx(0.7, rel=1e-14)]
+    assert largest_ridge(1.0, np.array([-0.7, 0.1]), np.array([2.3, 9.0])) == pytest.approx(0.7, rel=1e-14)
+
+
 def test_a_column_of_nothing_never_enters():
     assert entry_threshold(0.0, 1.0, np.array([0.0]))[0] == np.inf
     assert largest_ridge(0.0, np.array([0.0]), np.array([0.0])) == 0.0
