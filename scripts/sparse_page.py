@@ -57,7 +57,8 @@ def render(results: dict[str, Any]) -> str:
             "of the whole path. Asked: no slower than skglm's non-convex solvers at no larger error for SNR from 6.\n",
             *[_rivals(results["rivals"], snr) for snr in dict.fromkeys(row["snr"] for row in results["rivals"])],
             "## Real data\n",
-            "Random fifths held out; settings are chosen by five folds of the rest. Features standardised. Medians.\n",
+            "Random fifths held out; settings are chosen by five folds of the rest. Features standardised. Medians. "
+            "abess is missing where it refuses a column that is constant in one of its folds.\n",
             *[_real(results["real"], name) for name in dict.fromkeys(row["data"] for row in results["real"])],
             "## Many features\n",
             "10 ones times 3, noise a tenth of the signal, α = ½, all threads of the process; memory is what the peak "
