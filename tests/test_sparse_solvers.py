@@ -8,6 +8,7 @@ import pytest
 import reference_sparse as reference
 import scipy.sparse
 
+from fastrfm._numba import thread_limit
 from fastrfm.designs import StoredDesign, make_design
 from fastrfm.errors import InputError
 from fastrfm.solvers.sparse import prepare, solve_sparse
@@ -29,7 +30,8 @@ def problem(n=30, p=60, k=4, noise=0.0, seed=0):
 
 def fit(matrix, target, weights=None, is_centred=False, start=None, **options):
     design, _ = make_design(matrix, weights, is_centred=is_centred)
-    return solve_sparse(design, target[:, None], SparseOptions(**options), start)[0]
+    with thread_limit(1):  # as the estimator holds BLAS
+        return solve_sparse(design, target[:, None], SparseOptions(**options), start)[0]
 
 
 def kinds(matrix, folder):
