@@ -47,7 +47,8 @@ def render(results: dict[str, Any]) -> str:
             "beside it, so that seconds are upper bounds for all. Parts may come from several runs (`--save`).\n",
             "The entry rule and the powers were settled on four other problems of the table's kind, whose true errors "
             "were seen. How far down the ridges of cross-validation go was settled on three other splits of the "
-            "same real data, whose held-out errors were seen beside those of the folds: real rows are not blind to that.\n",
+            "same real data, whose held-out errors were seen beside those of the "
+            "folds: real rows are not blind to that.\n",
             "## Exact recovery\n",
             "1000 features, 50 ones, Gaussian A, no noise; recovered means every coefficient within 1e-6. Asked: 20 of "
             "20 at 250 samples.\n",
