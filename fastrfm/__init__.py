@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from fastrfm.results import CompletionResult as CompletionResult
     from fastrfm.results import Offsets as Offsets
     from fastrfm.solvers.completion import complete as complete
+    from fastrfm.sparse_cross_validation import SparseRegressionCV as SparseRegressionCV
+    from fastrfm.sparse_regression import SparseRegression as SparseRegression
+    from fastrfm.sparse_regression import sparse_regression_path as sparse_regression_path
     from fastrfm.splits import split_by_group as split_by_group
     from fastrfm.splits import split_by_time as split_by_time
     from fastrfm.store import open_observations as open_observations
@@ -32,10 +35,13 @@ _HOMES = {
     "MatrixCompletion": "fastrfm.estimators",
     "Observations": "fastrfm.observations",
     "Offsets": "fastrfm.results",
+    "SparseRegression": "fastrfm.sparse_regression",
+    "SparseRegressionCV": "fastrfm.sparse_cross_validation",
     "complete": "fastrfm.solvers.completion",
     "open_observations": "fastrfm.store",
     "prediction_intervals": "fastrfm.uncertainty",
     "read_result": "fastrfm.store",
+    "sparse_regression_path": "fastrfm.sparse_regression",
     "split_by_group": "fastrfm.splits",
     "split_by_time": "fastrfm.splits",
     "standard_errors": "fastrfm.uncertainty",
@@ -49,10 +55,13 @@ __all__ = [
     "MatrixCompletion",
     "Observations",
     "Offsets",
+    "SparseRegression",
+    "SparseRegressionCV",
     "complete",
     "open_observations",
     "prediction_intervals",
     "read_result",
+    "sparse_regression_path",
     "split_by_group",
     "split_by_time",
     "standard_errors",

@@ -221,6 +221,8 @@ def test_readme(folder, monkeypatch):
     observations = noisy_observations()
     rows, cols, values = observations.to_coo()
     runner = Runner(folder, observations=observations, rows=rows, cols=cols, times=np.arange(rows.size))
+    X = np.random.RandomState(1).standard_normal((40, 60))
+    runner.names |= {"X": X, "y": X[:, 0] - X[:, 3], "sample_weight": np.ones(40)}
     lines = [f"u{i},f{j},{value},{t}" for t, (i, j, value) in enumerate(zip(rows, cols, values, strict=True))]
     Path("ratings.csv").write_text("\n".join(["user,film,stars,timestamp", *lines]), encoding="utf-8")
     Path("users.csv").write_text("user,age\nu0,30\nu1,40\n", encoding="utf-8")

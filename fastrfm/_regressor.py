@@ -1,0 +1,143 @@
+"""What makes a class a scikit-learn regressor, with or without scikit-learn installed: a base class.
+
+Parameters by name, tags, R² and errors of the kinds that scikit-learn's own checks look for. It is imported only where
+it asks for tags, or where it has been loaded by somebody else.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from fastrfm.errors import InputError, NotFittedError
+from fastrfm.regression_inputs import Features, check_names, read_features, read_targets, read_weights
+
+
+class LinearRegressor:
+    """A base class for linear models; subclasses set ``coef_`` and ``intercept_`` and name their ``_defaults``.
+
+    Attributes
+    ----------
+    coef_ : (n_features,) or (n_targets, n_features) float64
+    intercept_ : float or (n_targets,) float64
+    n_features_in_ : int
+    feature_names_in_ : (n_features,) object array of str
+        Only where the fitted table named its columns.
+    """
+
+    _defaults: ClassVar[dict[str, Any]]
+    coef_: np.ndarray
+    intercept_: Any
+    n_features_in_: int
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the constructor's parameters by name; `deep` is accepted for scikit-learn's sake."""
+        return {name: getattr(self, name) for name in self._defaults}
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters by name and return the estimator itself.
+
+        Raises
+        ------
+        InputError
+            If a name is unknown; nothing is then changed.
+        """
+        unknown = [name for name in params if name not in self._defaults]
+        if unknown:
+            raise InputError(f"no parameter is called {unknown[0]!r}: use one of {', '.join(self._defaults)}")
+        for name, value in params.items():
+            setattr(self, name, value)
+        return self
+
+    def __repr__(self) -> str:
+        changed = [
+            f"{name}={value!r}"
+            for name, value in self.get_params().items()
+            if not (value is self._defaults[name] or repr(value) == repr(self._defaults[name]))
+        ]
+        return f"{type(self).__name__}({', '.join(changed)})"
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return predictions, (n_samples,) or (n_samples, n_targets) as the targets of the fit were.
+
+        Parameters
+        ----------
+        X : (n_samples, n_features_in_) table
+            As in :meth:`fit`.
+
+        Raises
+        ------
+        NotFittedError
+            Before :meth:`fit`.
+        InputError
+            If `X` has other columns than the fitted table or is unusable.
+        """
+        self._check_fitted("predict")
+        features = self._same_columns(X)
+        coef = np.atleast_2d(self.coef_)
+        if features.is_stored:
+            step = max(1, (64 << 20) // (8 * features.shape[1]))
+            starts = range(0, features.shape[0], step)
+            parts = [np.asarray(features.table[at : at + step], dtype=np.float64) @ coef.T for at in starts]
+            product = np.concatenate(parts)
+        else:
+            product = np.asarray(features.table @ coef.T)
+        product = product + np.atleast_1d(self.intercept_)
+        return np.asarray(product[:, 0] if self.coef_.ndim == 1 else product)
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return R² of the predictions for `X`, the mean over targets; 1 is perfect, the mean guess reaches 0."""
+        predicted = self.predict(X)
+        n_samples = predicted.shape[0]
+        targets, _ = read_targets(y, n_samples)
+        weights = read_weights(sample_weight, n_samples)
+        shares = np.ones(n_samples) if weights is None else weights
+        misfit = shares @ (targets - predicted.reshape(targets.shape)) ** 2
+        spread = shares @ (targets - shares @ targets / shares.sum()) ** 2
+        with np.errstate(divide="ignore", invalid="ignore"):
+            scores = np.where(spread > 0.0, 1.0 - misfit / spread, np.where(misfit == 0.0, 1.0, 0.0))
+        return float(scores.mean())
+
+    def _same_columns(self, X: Any) -> Features:
+        features = read_features(X, getattr(self, "memory", None))
+        name = type(self).__name__
+        check_names(features.names, getattr(self, "feature_names_in_", None), name)
+        if features.shape[1] != self.n_features_in_:
+            raise InputError(
+                f"X has {features.shape[1]} features, but {name} is expecting {self.n_features_in_} features as input"
+            )
+        return features
+
+    def _note_columns(self, features: Features) -> None:
+        self.n_features_in_ = features.shape[1]
+        self.__dict__.pop("feature_names_in_", None)
+        if features.names is not None:
+            self.feature_names_in_ = features.names
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "coef_")
+
+    def __sklearn_tags__(self) -> Any:
+        # Only scikit-learn calls this, so the import cannot fail where it matters.
+        from sklearn.utils import InputTags, RegressorTags, Tags, TargetTags
+
+        return Tags(
+            estimator_type="regressor",
+            target_tags=TargetTags(required=True, multi_output=True, single_output=True),
+            regressor_tags=RegressorTags(),
+            input_tags=InputTags(sparse=True),
+        )
+
+    def _check_fitted(self, method: str) -> None:
+        if not self.__sklearn_is_fitted__():
+            raise _not_fitted_error()(f"this {type(self).__name__} is not fitted: call fit first, then {method}")
+
+
+def _not_fitted_error() -> type[NotFittedError]:
+    """Return our error, which is scikit-learn's as well where that is loaded."""
+    sklearn = sys.modules.get("sklearn.exceptions")
+    if sklearn is None:
+        return NotFittedError
+    return type("NotFittedError", (NotFittedError, sklearn.NotFittedError), {})
