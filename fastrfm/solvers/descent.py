@@ -32,8 +32,8 @@ from fastrfm.solvers.smoothing import ridge_smoothing
 
 _LARGEST_BLOCK = 128  # directions followed without a rank: a search cannot afford more, and predictions hardly gain
 _FIRST_STEPS = 4  # block power steps on the observations themselves
-# Share of them that those steps take, less where weights are large: with weights w the share of an entry is then w times this one, as it is where a
-# ridge leaves next to nothing. A power of two, that changes no bit otherwise.
+# Share of them that those steps take, less where weights are large: with weights w the share of an entry is then w
+# times this one, as it is where a ridge leaves next to nothing. A power of two, that changes no bit otherwise.
 _FAINT = 2.0**-40
 
 

@@ -57,7 +57,8 @@ def update(
     parameters : dict
         What :func:`fastrfm.complete` was asked for, by which all is fitted anew where steps do not serve: no direction
         was found before, or without a ridge the new entries are explained worse than the old ones were. Outliers, joint
-        offsets and penalties by counts are fitted anew by the options of `result`, without a search unless they were exact.
+        offsets and penalties by counts are fitted anew by the options of `result`, without a search unless data were
+        exact.
     regressed : (n_cols,) int64
         How many of the entries each column had already, with the same value, when it was last regressed (fitted).
 
