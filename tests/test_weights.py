@@ -6,8 +6,17 @@ import h5py
 import numpy as np
 import pytest
 
-from fastrfm import MatrixCompletion, Observations, complete, open_observations, prediction_intervals, standard_errors
+from fastrfm import (
+    MatrixCompletion,
+    Observations,
+    blocks,
+    complete,
+    open_observations,
+    prediction_intervals,
+    standard_errors,
+)
 from fastrfm.errors import FileFormatError, InputError
+from fastrfm.solvers.checkpoint import digest
 from fastrfm.solvers.offsets import fit_offsets
 from fastrfm.solvers.side_information import SideInformation, augmented
 from fastrfm.splits import united
@@ -301,3 +310,36 @@ def test_the_estimator_takes_weights_as_a_table_of_the_same_shape():
     assert missed[0] < 0.5 * missed[1]
     with pytest.raises(InputError, match="weights"):
         model.fit(table, weights=weights[:2])
+
+
+# --- units ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_unit_of_weights_does_not_matter():
+    observations = weighted()
+    wanted = fit_offsets(observations)
+    for unit in (1e-8, 1e8):
+        found = fit_offsets(observations.with_weights(unit * observations.weights))
+        np.testing.assert_allclose(found.rows, wanted.rows, rtol=1e-9)
+    # The dense rows' systems must not pass through sums with a ridge that dwarfs them.
+    options = {"method": "dense", "agop_power": 0.25, "max_iter": 3000, "tol": 1e-3}
+    few = complete(observations, ridge=1.0, **options).to_dense()
+    large = complete(observations.with_weights(1e15 * observations.weights), ridge=1e15, **options).to_dense()
+    np.testing.assert_allclose(large, few, rtol=1e-3, atol=1e-4)
+
+
+def test_the_digest_of_weights_does_not_tell_how_long_blocks_were(monkeypatch):
+    whole = digest(weighted())
+    monkeypatch.setattr(blocks, "BLOCK_ENTRIES", 50)
+    assert digest(weighted()) == whole
+    assert digest(weighted().with_weights(np.ones(weighted().n_observed))) != whole
+
+
+def test_exact_data_with_options_for_noise_take_new_rows():
+    table = np.outer(np.arange(1.0, 13.0), np.arange(1.0, 9.0))
+    table[::3, 2] = np.nan
+    for options in ({"huber": 1.345}, {"count_power": 0.5}):
+        model = MatrixCompletion(**options).fit(table)
+        model.partial_fit([[5.0] + [np.nan] * 7])
+        anew = MatrixCompletion(**options).fit(np.vstack([table, [5.0] + [np.nan] * 7]))
+        np.testing.assert_array_equal(model.predict(12, [1, 2]), anew.predict(12, [1, 2]))

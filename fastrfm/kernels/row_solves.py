@@ -217,11 +217,12 @@ def solve_dual_rows(bounds, indptr, indices, values, weights, feature_gram, ridg
             for a in range(n):
                 rhs[a] = values[start + a]
             least = ridge
-            _gather_system(feature_gram, indices[start : start + n], ridge, matrix)
+            # What is added later must not pass through a sum with the ridge: where weights are large it is small.
+            _gather_system(feature_gram, indices[start : start + n], 0.0 if weights.size else ridge, matrix)
             if weights.size and n:
                 heaviest = 0.0
                 for a in range(n):
-                    matrix[a, a] += ridge * (1.0 / weights[start + a] - 1.0)
+                    matrix[a, a] += ridge / weights[start + a]
                     heaviest = max(heaviest, weights[start + a])
                 least = ridge / heaviest
             solved = False

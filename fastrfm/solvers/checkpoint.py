@@ -43,15 +43,15 @@ def digest_of_mask(is_held: np.ndarray) -> str:
 
 
 def digest(observations: RowBlocks) -> str:
-    """Return a digest of shape, dtype, positions and values; the same wherever they are and however they are read."""
-    positions, values = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
+    """Return a digest of shape, dtype and entries; the same wherever they are and however they are read."""
+    positions, values, weights = (hashlib.blake2b(digest_size=16) for _ in range(3))
     positions.update(repr(observations.shape).encode() + observations.indptr.tobytes())
     values.update(str(observations.dtype).encode())
     for block in observations.row_blocks():
         positions.update(block.by_row.indices.data)
         values.update(block.by_row.values.data)
-        values.update(block.by_row.weights.data)
-    return positions.hexdigest() + values.hexdigest()
+        weights.update(block.by_row.weights.data)  # apart, or the digest would tell how long the blocks were
+    return positions.hexdigest() + values.hexdigest() + (weights.hexdigest() if observations.is_weighted else "")
 
 
 @dataclass

@@ -6,6 +6,7 @@ out, and ``follow`` repeats what was chosen on all of them. ε rests at ``ridge_
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,8 +32,8 @@ from fastrfm.solvers.smoothing import ridge_smoothing
 
 _LARGEST_BLOCK = 128  # directions followed without a rank: a search cannot afford more, and predictions hardly gain
 _FIRST_STEPS = 4  # block power steps on the observations themselves
-# Share of them that those steps take: with weights w the share of an entry is then w times this one, as it is where a
-# ridge leaves next to nothing. A power of two, that changes no bit otherwise.
+# Share of them that those steps take, less where weights are large: with weights w the share of an entry is then w
+# times this one, as it is where a ridge leaves next to nothing. A power of two, that changes no bit otherwise.
 _FAINT = 2.0**-40
 
 
@@ -83,11 +84,12 @@ class Descent:
 
     def begin(self) -> Descent:
         """Start from the observations themselves, by block power steps."""
+        share = _FAINT / max(1.0, 2.0 ** round(math.log2(self.observations.mean_weight)))
         for _ in range(_FIRST_STEPS):
-            features = FeatureFactors(self.basis, np.zeros(0), _FAINT)
+            features = FeatureFactors(self.basis, np.zeros(0), share)
             regression = regress_rows(self.observations, features)
             self.singular_values, self.basis = subspace_step(self.observations, features, regression)
-        self.singular_values /= _FAINT
+        self.singular_values /= share
         self.largest_ridge = float(self.singular_values[0])
         if self.observations.is_weighted:  # what comes next wants them in the data's unit
             self.singular_values *= self.observations.norm / (np.linalg.norm(self.singular_values) or 1.0)

@@ -25,7 +25,7 @@ class _Side:
 
     counts: np.ndarray  # float64, sums of weights
     offsets: np.ndarray
-    shrinkage: float = 1.0
+    shrinkage: float
 
     def update(self, sums: np.ndarray) -> None:
         self.offsets = sums / np.maximum(self.counts + self.shrinkage, 1e-300)
@@ -58,8 +58,9 @@ def fit_offsets(observations: RowBlocks) -> Offsets:
     Alternates closed-form updates until none moves by more than 1e-6 of the data's standard deviation.
     """
     n = observations.n_observed
-    rows = _Side(observations.row_weights, np.zeros(observations.n_rows))
-    cols = _Side(observations.col_weights, np.zeros(observations.n_cols))
+    # A shrinkage of one entry to begin with, in the unit of the weights.
+    rows = _Side(observations.row_weights, np.zeros(observations.n_rows), observations.mean_weight)
+    cols = _Side(observations.col_weights, np.zeros(observations.n_cols), observations.mean_weight)
     mean = float(row_residual_sums(observations, 0.0, cols.offsets).sum() / rows.counts.sum())
     spread = float(np.sqrt(observations.row_sums(lambda values: np.square(values - mean)).sum() / n))
     last_noise = 0.0

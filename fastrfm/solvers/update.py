@@ -57,7 +57,8 @@ def update(
     parameters : dict
         What :func:`fastrfm.complete` was asked for, by which all is fitted anew where steps do not serve: no direction
         was found before, or without a ridge the new entries are explained worse than the old ones were. Outliers, joint
-        offsets and penalties by counts are fitted anew by the options of `result`, without a search.
+        offsets and penalties by counts are fitted anew by the options of `result`, without a search unless data were
+        exact.
     regressed : (n_cols,) int64
         How many of the entries each column had already, with the same value, when it was last regressed (fitted).
 
@@ -70,7 +71,9 @@ def update(
     bounds, counts = parameters["bounds"], observations.col_counts
     options = CompletionOptions(**{**result.options, "n_threads": parameters["n_threads"]}, bounds=bounds)
     if result.rank and (options.huber is not None or options.offsets == JOINT or options.count_power):
-        return complete(observations, **{**options.as_dict(), "bounds": bounds}), counts
+        # Exact data were interpolated without any of this: whether they still are exact is asked again.
+        again = {**options.as_dict(), "bounds": bounds} if options.ridge > 0.0 else parameters
+        return complete(observations, **again), counts
     with deferred(), thread_limit(check_thread_count(options.n_threads)):
         if result.rank:
             is_due = counts > (1.0 + DUE) * regressed
