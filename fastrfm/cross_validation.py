@@ -25,7 +25,7 @@ from fastrfm.options import CompletionOptions
 from fastrfm.solvers.completion import complete
 from fastrfm.solvers.estimate import Layout, leading_triplets, start_estimate
 from fastrfm.solvers.offsets import fit_offsets
-from fastrfm.solvers.side_information import SideInformation
+from fastrfm.solvers.side_information import SideInformation, check_in_memory
 from fastrfm.splits import assign_folds as assign_folds  # part of this module's face
 from fastrfm.splits import assign_group_folds
 
@@ -95,7 +95,7 @@ def largest_ridge(observations: RowBlocks, agop_power: float) -> float:
 
     Notes
     -----
-    Let s, u, v be the leading singular triplet of P_Ω(Y) and ρ = Σ_Ω u_i² v_j². With a penalty of power q = 4α the
+    Let s, u, v be the leading singular triplet of P_Ω(w Y) and ρ = Σ_Ω w u_i² v_j². With a penalty of power q = 4α the
     estimate x u vᵀ stands still where
 
         ρ x − s + λ x^(1 − q) = 0,   so   λ = s x^(q − 1) − ρ x^q,
@@ -107,13 +107,20 @@ def largest_ridge(observations: RowBlocks, agop_power: float) -> float:
     rng, shape = np.random.RandomState(0), observations.shape
     start = rng.standard_normal((shape[1], min(_PROBES, *shape)))
     nothing = np.zeros((shape[0], 1)), np.zeros((shape[1], 1))
-    estimate = start_estimate(observations, Layout.of(observations), *nothing)
+    pulled = observations  # by the gradient at zero: the values times their weights
+    if observations.is_weighted:
+        entries = check_in_memory(observations, "ridges for weighted entries need")
+        pulled = entries.with_values(entries.values * entries.weights)
+    estimate = start_estimate(pulled, Layout.of(pulled), *nothing)
     with thread_limit(check_thread_count(None)):  # BLAS at one thread: any number of them gives the same bits
         found = leading_triplets(estimate, start, watched=1, accuracy=_ACCURACY)
     size, u, v = float(found.singular_values[0]), found.left[:, 0] ** 2, found.right[:, 0] ** 2
     if not size > 0.0:
         raise InputError("nothing is left to complete that could tell which ridges to try: give them")
-    share = sum(float(u[block.entry_rows()] @ v[block.by_row.indices]) for block in observations.row_blocks())
+    share = 0.0
+    for block in observations.row_blocks():
+        weights = block.by_row.weights if observations.is_weighted else 1.0
+        share += float(u[block.entry_rows()] @ (weights * v[block.by_row.indices]))
     power = 4.0 * agop_power
     scale = (power - 1.0) ** (power - 1.0) / power**power if power > 1.0 else 1.0
     return float(size**power * share ** (1.0 - power) * scale)
@@ -232,9 +239,10 @@ def _fits(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", NotConvergedWarning)  # each fit's stop_reason says so
                 result = complete(observations.select(~is_held), **asdict(options), **features)
-            rows, cols, values = observations.select(is_held).to_coo()
-            predicted = result.predict(rows, cols)
-            errors = rmse(predicted, values), mae(predicted, values)
+            held = observations.select(is_held)
+            rows, cols, values = held.to_coo()
+            predicted, weights = result.predict(rows, cols), held.weights if held.is_weighted else None
+            errors = rmse(predicted, values, weights), mae(predicted, values, weights)
             yield Fit(
                 setting, fold, values.size, *errors, result.rank, result.n_iter, result.seconds, result.stop_reason
             )

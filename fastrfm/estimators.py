@@ -278,7 +278,8 @@ class MatrixCompletion(Answers):
         table gets the mean of the new row's entries (with offsets: mean + row offset).
 
         Rows of the fitted table come out as :meth:`fit_transform` gives them as far as the fit has converged and `rank`
-        did not cut it short. With a ridge the default `tol` stops early, and the two differ visibly.
+        did not cut it short. With a ridge the default `tol` stops early, and the two differ visibly. `count_power`,
+        `huber` and joint offsets are not followed for new rows: theirs are regressions by squares with the plain ridge.
         """
         self._check_fitted("transform")
         observations = _weighted(self._observe_rows(X), weights)

@@ -5,20 +5,20 @@ from __future__ import annotations
 import numpy as np
 
 
-def rmse(predicted: np.ndarray, observed: np.ndarray) -> float:
-    """Return the root mean square of ``predicted - observed`` (same unit as the data).
+def rmse(predicted: np.ndarray, observed: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """Return the (weighted) root mean square of ``predicted - observed`` (same unit as the data).
 
     Examples
     --------
     >>> rmse(np.array([1.0, 2.0]), np.array([1.0, 4.0])) == 2.0**0.5
     True
     """
-    return float(np.sqrt(np.mean(np.square(np.subtract(predicted, observed, dtype=np.float64)))))
+    return float(np.sqrt(np.average(np.square(np.subtract(predicted, observed, dtype=np.float64)), weights=weights)))
 
 
-def mae(predicted: np.ndarray, observed: np.ndarray) -> float:
-    """Return the mean of ``|predicted - observed|`` (same unit as the data)."""
-    return float(np.mean(np.abs(np.subtract(predicted, observed, dtype=np.float64))))
+def mae(predicted: np.ndarray, observed: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """Return the (weighted) mean of ``|predicted - observed|`` (same unit as the data)."""
+    return float(np.average(np.abs(np.subtract(predicted, observed, dtype=np.float64)), weights=weights))
 
 
 def relative_error(estimate: np.ndarray, truth: np.ndarray) -> float:

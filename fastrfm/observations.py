@@ -311,8 +311,9 @@ class Observations(RowBlocks):
                 f"{self.shape}, got shape {given.shape}"
             )
         check_weights(given)
+        given = EQUAL_WEIGHTS if np.all(given == 1.0) else np.array(given, dtype=np.float64)
         arrays, names = (self.indptr, self.indices, self.values), (self.row_names, self.col_names)
-        return Observations(self.shape, *arrays, *names, np.array(given, dtype=np.float64))
+        return Observations(self.shape, *arrays, *names, given)
 
     def select(self, keep: np.ndarray) -> Observations:
         """Return the entries where the boolean mask `keep`, (n_observed,) in row order, is true; the shape stays.

@@ -65,7 +65,8 @@ def standard_errors(
     The sum is the variance over the tangent space of the matrices of rank r but for a term of second order. With
     offsets a constant joins V and U, with the shrinkage of the offsets as its penalty. A row without observations has
     the variance of the prior, σ² Σ_a d_a v_ja² / λ. The bias of the penalty, error of a wrong rank and of noise that
-    is not the same everywhere are not in it; :func:`prediction_intervals` hold all the same.
+    is not the same everywhere are not in it (weights are), nor what `count_power`, `huber` and joint offsets change;
+    :func:`prediction_intervals` hold all the same.
     """
     _check_fitted(result, observations)
     if noise is not None and not (math.isfinite(noise) and noise >= 0.0):

@@ -15,6 +15,7 @@ from fastrfm import (
     prediction_intervals,
     standard_errors,
 )
+from fastrfm.cross_validation import largest_ridge
 from fastrfm.errors import FileFormatError, InputError
 from fastrfm.solvers.checkpoint import digest
 from fastrfm.solvers.offsets import fit_offsets
@@ -343,3 +344,24 @@ def test_exact_data_with_options_for_noise_take_new_rows():
         model.partial_fit([[5.0] + [np.nan] * 7])
         anew = MatrixCompletion(**options).fit(np.vstack([table, [5.0] + [np.nan] * 7]))
         np.testing.assert_array_equal(model.predict(12, [1, 2]), anew.predict(12, [1, 2]))
+
+
+def test_the_largest_ridge_of_a_grid_follows_the_weights():
+    observations = weighted()
+    one, other = (
+        largest_ridge(o, 0.375) for o in (observations, observations.with_weights(50.0 * observations.weights))
+    )
+    assert other == pytest.approx(50.0 * one, rel=1e-6)
+    found = largest_ridge(observations, 0.25)
+    assert complete(observations, ridge=1.01 * found, agop_power=0.25).rank == 0
+    assert complete(observations, ridge=0.05 * found, agop_power=0.25, tol=1e-3).rank > 0
+
+
+def test_weights_of_one_are_none():
+    observations = Observations.from_coo(*weighted().to_coo(), (30, 20))
+    assert not observations.with_weights(np.ones(observations.n_observed)).is_weighted
+
+
+def test_too_few_entries_to_choose_a_ridge_for_outliers_are_refused():
+    with pytest.raises(InputError, match="huber needs a ridge"):
+        complete(Observations.from_dense([[1.0, 2.0], [3.0, np.nan]]), huber=1.345, ridge="auto")

@@ -65,7 +65,7 @@ class AutomaticFit:
         bounds = settled_bounds(observations, self._options)
         is_new = self._n_choices < self._wanted_choices and not self._takes_up()
         if is_new:
-            found = self._chosen(observations, bounds, callback)
+            found = self._chosen(observations, bounds, callback, offsets)
             if isinstance(found, Outcome):
                 return found
             self._choice, self._n_choices = found, self._n_choices + 1
@@ -90,6 +90,7 @@ class AutomaticFit:
         observations: RowBlocks,
         bounds: tuple[float, float] | None,
         callback: Callable[[Iteration], Any] | None,
+        offsets: Offsets | None,
     ) -> Choice | Outcome:
         options, side = self._options, self._side
         is_scale, is_first = scale_bounds(observations) is not None, self._n_choices == 0
@@ -98,7 +99,9 @@ class AutomaticFit:
             return exact
         divided = self._divided(observations)
         if divided is None:
-            return run(observations, options.settled(), side, callback, None, self._keeper)
+            if options.huber is not None:
+                raise InputError("huber needs a ridge, and there are too few entries to choose one on: give one")
+            return run(observations, options.settled(), side, callback, None, self._keeper, offsets)
         choice = choose(*divided, options, side, bounds)
         is_near = choice.selection.rmse < _NEARLY_EXACT * float(np.std(choice.selection.values))
         if is_first and is_scale and is_near:

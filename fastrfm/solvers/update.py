@@ -111,7 +111,7 @@ def _swept(
         if step:
             right = np.where(moves, _regressed(by_cols, left / sigma, penalty)[0] / sigma, right)
         left, square_sum = _regressed(by_rows, right, penalty)
-        _record(monitor, options, by_rows.n_observed, before, (left, right), square_sum)
+        _record(monitor, options, by_rows, before, (left, right), square_sum)
     outcome = Outcome(
         observations=observations,
         centred=variant.centred,
@@ -142,19 +142,20 @@ def _regressed(observations: RowBlocks, features: np.ndarray, penalty: np.ndarra
 def _record(
     monitor: Monitor,
     options: CompletionOptions,
-    n_observed: int,
+    observations: RowBlocks,
     before: tuple[np.ndarray, np.ndarray],
     after: tuple[np.ndarray, np.ndarray],
     square_sum: float,
 ) -> None:
-    smoothing = ridge_smoothing(options.ridge, options.agop_power, options.effective_tol)
+    weight = observations.mean_weight
+    smoothing = ridge_smoothing(options.ridge, options.agop_power, options.effective_tol, weight)
     difference = (np.column_stack([after[0], -before[0]]), np.column_stack([after[1], before[1]]))
     monitor.record(
         smoothing=smoothing,
         floor=smoothing,
         norm=_norm(*after),
         change=_norm(*difference),
-        masked_rmse=math.sqrt(square_sum / n_observed),
+        masked_rmse=math.sqrt(square_sum / observations.row_weights.sum()),
         rank=after[0].shape[1],
     )
 
