@@ -198,6 +198,7 @@ def objective_gradient(result, observations: Observations) -> np.ndarray:
     return u @ (u.T @ gradient) + (gradient @ vt.T) @ vt - u @ (u.T @ gradient @ vt.T) @ vt
 
 
+@pytest.mark.compiled_only
 @METHODS
 def test_the_answer_is_stationary_for_the_weighted_misfit(method):
     observations = weighted(40, 25)
