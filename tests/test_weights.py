@@ -237,6 +237,7 @@ def test_a_faint_entry_is_as_good_as_missing(method):
     np.testing.assert_allclose(one.to_dense(), other.to_dense(), atol=1e-5)
 
 
+@pytest.mark.compiled_only
 def test_the_rmse_is_weighted():
     observations = weighted()
     results = [
@@ -347,6 +348,7 @@ def test_exact_data_with_options_for_noise_take_new_rows():
         np.testing.assert_array_equal(model.predict(12, [1, 2]), anew.predict(12, [1, 2]))
 
 
+@pytest.mark.compiled_only
 def test_the_largest_ridge_of_a_grid_follows_the_weights():
     observations = weighted()
     one, other = (
