@@ -1,6 +1,6 @@
 """What makes a class a scikit-learn transformer, with or without scikit-learn installed: a base for ``estimators``.
 
-Parameters by name, names of output columns, ``set_output`` and tags, by scikit-learn's protocols and not by its
+Names of output columns, ``set_output`` and tags, by scikit-learn's protocols and not by its
 classes: nothing here imports it, unless it asks for tags. pandas and polars are imported where a frame was asked for.
 """
 
@@ -8,53 +8,24 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 
+from fastrfm._parameters import Parameters
 from fastrfm.errors import InputError, MissingPackageError, NotFittedError
 
 CONTAINERS = ("default", "pandas", "polars")
 
 
-class Transformer:
+class Transformer(Parameters):
     """A base class for estimators that complete tables.
 
     Subclasses name their parameters and the defaults in ``_defaults``, and set ``result_``, ``n_features_in_`` and,
     where the table names its columns, ``feature_names_in_`` in ``fit``.
     """
 
-    _defaults: ClassVar[dict[str, Any]]
     n_features_in_: int
-
-    # --- parameters -------------------------------------------------------------------------------------------
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Return the constructor's parameters by name; `deep` is accepted for scikit-learn's sake."""
-        return {name: getattr(self, name) for name in self._defaults}
-
-    def set_params(self, **params: Any) -> Self:
-        """Set parameters by name and return the estimator itself.
-
-        Raises
-        ------
-        InputError
-            If a name is unknown; nothing is then changed.
-        """
-        unknown = [name for name in params if name not in self._defaults]
-        if unknown:
-            raise InputError(f"no parameter is called {unknown[0]!r}: use one of {', '.join(self._defaults)}")
-        for name, value in params.items():
-            setattr(self, name, value)
-        return self
-
-    def __repr__(self) -> str:
-        changed = [f"{name}={value!r}" for name, value in self.get_params().items() if not self._is_default(name)]
-        return f"{type(self).__name__}({', '.join(changed)})"
-
-    def _is_default(self, name: str) -> bool:
-        value, default = getattr(self, name), self._defaults[name]
-        return value is default or (type(value) is type(default) and value == default)
 
     # --- names and frames -------------------------------------------------------------------------------------
 

@@ -1,21 +1,22 @@
 """What makes a class a scikit-learn regressor, with or without scikit-learn installed: a base class.
 
-Parameters by name, tags, R² and errors of the kinds that scikit-learn's own checks look for. It is imported only where
+Tags, R² and errors of the kinds that scikit-learn's own checks look for. It is imported only where
 it asks for tags, or where it has been loaded by somebody else.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import Any, ClassVar, Self
+from typing import Any
 
 import numpy as np
 
+from fastrfm._parameters import Parameters
 from fastrfm.errors import InputError, NotFittedError
 from fastrfm.regression_inputs import Features, check_names, read_features, read_targets, read_weights
 
 
-class LinearRegressor:
+class LinearRegressor(Parameters):
     """A base class for linear models; subclasses set ``coef_`` and ``intercept_`` and name their ``_defaults``.
 
     Attributes
@@ -27,37 +28,9 @@ class LinearRegressor:
         Only where the fitted table named its columns.
     """
 
-    _defaults: ClassVar[dict[str, Any]]
     coef_: np.ndarray
     intercept_: Any
     n_features_in_: int
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Return the constructor's parameters by name; `deep` is accepted for scikit-learn's sake."""
-        return {name: getattr(self, name) for name in self._defaults}
-
-    def set_params(self, **params: Any) -> Self:
-        """Set parameters by name and return the estimator itself.
-
-        Raises
-        ------
-        InputError
-            If a name is unknown; nothing is then changed.
-        """
-        unknown = [name for name in params if name not in self._defaults]
-        if unknown:
-            raise InputError(f"no parameter is called {unknown[0]!r}: use one of {', '.join(self._defaults)}")
-        for name, value in params.items():
-            setattr(self, name, value)
-        return self
-
-    def __repr__(self) -> str:
-        changed = [
-            f"{name}={value!r}"
-            for name, value in self.get_params().items()
-            if not (value is self._defaults[name] or repr(value) == repr(self._defaults[name]))
-        ]
-        return f"{type(self).__name__}({', '.join(changed)})"
 
     def predict(self, X: Any) -> np.ndarray:
         """Return predictions, (n_samples,) or (n_samples, n_targets) as the targets of the fit were.

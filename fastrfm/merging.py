@@ -123,7 +123,7 @@ def merged(observations: Observations, entries: Observations, positions: np.ndar
     is_there[is_there] = old[at[is_there]] == new[is_there]
     values = values.astype(np.result_type(values, new_values))  # a copy
     values[at[is_there]] = new_values[is_there]
-    weights, new_weights = _weights(observations).copy(), _weights(entries)[order]
+    weights, new_weights = observations.entry_weights.copy(), entries.entry_weights[order]
     weights[at[is_there]] = new_weights[is_there]
     at, is_added = at[~is_there], ~is_there
     counts = np.bincount(new_rows[is_added], minlength=n_rows)
@@ -140,10 +140,6 @@ def merged(observations: Observations, entries: Observations, positions: np.ndar
     if not observations.is_weighted and not entries.is_weighted:
         return united
     return united.with_weights(np.insert(weights, at, new_weights[is_added]))
-
-
-def _weights(observations: Observations) -> np.ndarray:
-    return observations.weights if observations.is_weighted else np.ones(observations.n_observed)
 
 
 def _are_names(labels: np.ndarray) -> bool:

@@ -235,6 +235,11 @@ class Observations(RowBlocks):
     def is_weighted(self) -> bool:
         return self.weights.size > 0
 
+    @property
+    def entry_weights(self) -> np.ndarray:
+        """(n_observed,) float64: the weights, ones where there are none."""
+        return self.weights if self.is_weighted else np.ones(self.n_observed)
+
     def to_coo(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return rows (int64), cols and values, each (n_observed,), in row order."""
         return np.repeat(np.arange(self.n_rows), self.row_counts), self.indices, self.values

@@ -198,8 +198,7 @@ def united(observations: Observations, other: Observations) -> tuple[Observation
     names = {"row_names": observations.row_names, "col_names": observations.col_names}
     both = Observations.from_coo(rows, cols, values, observations.shape, **names)
     if observations.is_weighted or other.is_weighted:
-        weights = [part.weights if part.is_weighted else np.ones(part.n_observed) for part in (observations, other)]
-        both = both.with_weights(np.concatenate(weights)[order])
+        both = both.with_weights(np.concatenate((observations.entry_weights, other.entry_weights))[order])
     return both, order >= observations.n_observed
 
 

@@ -50,6 +50,7 @@ LAYERS = [
     "uncertainty",
     "cross_validation",
     "ridge_plot",
+    "_parameters",
     "_estimator",
     "_answers",
     "estimators",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -185,6 +187,18 @@ def test_the_penalty_is_that_of_als_with_weighted_lambda():
 # --- every way in -----------------------------------------------------------------------------------------------------
 
 
+def interrupted(observations: Observations, options: dict, stop: int, path: Path) -> CompletionResult:
+    """Return the completion of a run that was stopped at an iteration and went on from its checkpoint."""
+
+    def cut(seen):
+        if seen.iteration == stop:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        complete(observations, checkpoint=path, every=10, callback=cut, **options)
+    return complete(observations, checkpoint=path, every=10, resume=True, **options)
+
+
 @pytest.mark.compiled_only
 def test_checkpoints_of_rounds_go_on_to_the_same_bits(tmp_path):
     observations, _ = problem(shape=(40, 30))
@@ -192,15 +206,7 @@ def test_checkpoints_of_rounds_go_on_to_the_same_bits(tmp_path):
     whole = complete(observations, **options)
     assert whole.n_iter > 40
     for stop in (12, whole.n_iter - 2):
-
-        def cut(seen, stop=stop):
-            if seen.iteration == stop:
-                raise KeyboardInterrupt
-
-        path = tmp_path / f"{stop}.h5"
-        with pytest.raises(KeyboardInterrupt):
-            complete(observations, checkpoint=path, every=10, callback=cut, **options)
-        again = complete(observations, checkpoint=path, every=10, resume=True, **options)
+        again = interrupted(observations, options, stop, tmp_path / f"{stop}.h5")
         np.testing.assert_array_equal(again.to_dense(), whole.to_dense())
         np.testing.assert_array_equal(again.history["change"], whole.history["change"])
 
@@ -211,15 +217,7 @@ def test_a_killed_automatic_run_with_outliers_goes_on_to_the_same_bits(tmp_path)
     options = {**AUTO, "huber": 1.345}
     whole = complete(observations, **options)
     for stop in (12, whole.n_iter // 2, whole.n_iter - 2):
-
-        def cut(seen, stop=stop):
-            if seen.iteration == stop:
-                raise KeyboardInterrupt
-
-        path = tmp_path / f"{stop}.h5"
-        with pytest.raises(KeyboardInterrupt):
-            complete(observations, checkpoint=path, every=10, callback=cut, **options)
-        again = complete(observations, checkpoint=path, every=10, resume=True, **options)
+        again = interrupted(observations, options, stop, tmp_path / f"{stop}.h5")
         np.testing.assert_array_equal(again.to_dense(), whole.to_dense())
 
 

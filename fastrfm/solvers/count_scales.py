@@ -33,5 +33,5 @@ def rescaled(observations: Observations, row_scales: np.ndarray, col_scales: np.
     """Return the entries times the scales of their row and column, float64, with weights that undo it."""
     rows, cols, values = observations.to_coo()
     scale = row_scales[rows, 0] * col_scales[cols, 0]
-    weights = (observations.weights if observations.is_weighted else 1.0) / np.square(scale)
+    weights = observations.entry_weights / np.square(scale)
     return observations.with_values(values * scale).with_weights(weights)

@@ -65,7 +65,7 @@ def fit_in_rounds(
         before = estimate
         if options.huber is not None:
             weights = huber_weights(entries.values - estimate, options.huber)
-            weighted = entries.with_weights(weights * entries.weights if entries.is_weighted else weights)
+            weighted = entries.with_weights(weights * entries.entry_weights)
         if outcome.offsets is not None:
             offsets = fit_offsets(weighted.with_values(entries.values - low_rank)) if options.offsets == JOINT else None
         if keeper is not None:

@@ -228,7 +228,7 @@ class _Search:
         self._patience = _PATIENCE if self.kept.is_weighted else 1
         rows, cols, self._values = self.held_out.to_coo()
         self._rows, self._cols = rows.astype(np.int64), cols.astype(np.int64)
-        weights = self.held_out.weights if self.held_out.is_weighted else np.ones(rows.size)
+        weights = self.held_out.entry_weights
         self._weights = weights / weights.mean()
         self._variants: dict[tuple[bool, int], Variant] = {}
 
