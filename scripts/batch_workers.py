@@ -1,9 +1,10 @@
 """Worker processes that take one job at a time; any of them may die, and the jobs of the others go on.
 
 Flow: ``complete_many`` -> ``Workers.answers`` -> a process started by "spawn" (kernels do not survive a fork) -> the
-answer, or what ``when_lost`` makes of a death. Processes are used again; a dead one is replaced. Stopping is passed on
-as one SIGINT, which ``fastrfm.complete`` meets between two row blocks, so that no file is left half written; workers
-whose parent was killed stop by themselves. Not here: what a job is.
+answer, or what ``when_lost`` makes of a death. Processes are used again; a dead one is replaced. Handlers of signals
+only note them, here and in the workers: an exception raised by one is lost where it strikes inside a destructor. This
+process looks while it waits for answers, and passes on one SIGINT, which ``fastrfm.complete`` meets between two row
+blocks, so that no file is left half written. Workers whose parent was killed stop by themselves. Not here: jobs.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
+
+from fastrfm._interrupt import check, deferred
 
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")
@@ -31,14 +34,16 @@ class Workers(Generic[Job, Answer]):
     """Up to `n_workers` processes that call `work`, a function of some module or a partial of one.
 
     `when_lost` is called here with a job whose worker died and the reason in words, and returns the answer instead.
+    `stop` ends the wait for answers. Work that takes long is to call ``fastrfm._interrupt.check`` now and then.
     """
 
     def __init__(
-        self, work: Callable[[Job], Answer], n_workers: int, *, when_lost: Callable[[Job, str], Answer]
+        self, work: Callable[[Job], Answer], n_workers: int, *, when_lost: Callable[[Job, str], Answer], stop: Stop
     ) -> None:
         self._work = work
         self._n_workers = n_workers
         self._when_lost = when_lost
+        self._stop = stop
         self._idle: list[tuple[Connection, BaseProcess]] = []
         self._busy: dict[Connection, tuple[BaseProcess, int]] = {}
 
@@ -58,14 +63,23 @@ class Workers(Generic[Job, Answer]):
             _end(process, deadline - time.monotonic())
 
     def answers(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Answer]]:
-        """Yield the position of each job and its answer, in the order in which they are ready."""
+        """Yield the position of each job and its answer, in the order in which they are ready.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            With the signal's name, once `stop` was asked for.
+        """
         waiting = deque(range(len(jobs)))
         while waiting or self._busy:
             while waiting and len(self._busy) < self._n_workers:
                 position = waiting.popleft()
                 self._give(position, jobs[position])
-            for pipe in connection.wait(list(self._busy)):
+            ready = connection.wait([*self._busy, self._stop.fileno()])
+            self._stop.check()
+            for pipe in ready:
                 yield self._take(pipe, jobs)
+                self._stop.check()
 
     def _give(self, position: int, job: Job) -> None:
         self._idle = [worker for worker in self._idle if worker[1].is_alive()]
@@ -103,17 +117,17 @@ class Workers(Generic[Job, Answer]):
 
 def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
     """Answer jobs until the parent closes the pipe, asks to stop or is gone."""
-    try:
-        # Out of the terminal's group: Ctrl-C there reaches the parent alone, who passes it on. It would strike twice
-        # otherwise, and the second time inside a kernel.
-        os.setpgid(0, 0)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Out of the terminal's group: Ctrl-C there reaches the parent alone, who passes it on. It would strike twice
+    # otherwise, and the second time inside a kernel.
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with suppress(EOFError, KeyboardInterrupt, ConnectionError), deferred():
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
         threading.Thread(target=_follow_parent, daemon=True).start()
         while True:
-            pipe.send(work(pipe.recv()))
-    except (EOFError, KeyboardInterrupt, ConnectionError):
-        return
+            job = pipe.recv()
+            check()
+            pipe.send(work(job))
 
 
 def _follow_parent() -> None:
@@ -140,18 +154,31 @@ def _death_in_words(exit_code: int | None) -> str:
     return f"its worker process was ended by {name}{why}"
 
 
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """Make SIGTERM a KeyboardInterrupt as Ctrl-C is, each with the signal's name; only the first one strikes."""
+class Stop:
+    """SIGINT and SIGTERM as something to wait for, beside others, and to look at; the first one counts."""
 
-    def stop(number: int, frame: object) -> None:
-        for each in STOPS:
-            signal.signal(each, signal.SIG_IGN)  # cleaning up is not to be interrupted
-        raise KeyboardInterrupt(signal.Signals(number).name)
+    def __enter__(self) -> Stop:
+        self._name = ""
+        self._ears, self._mouth = os.pipe()
+        self._before = {each: signal.signal(each, self._note) for each in STOPS}
+        return self
 
-    before = {each: signal.signal(each, stop) for each in STOPS}
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
+    def __exit__(self, *_: object) -> None:
+        for each, handler in self._before.items():
             signal.signal(each, handler)
+        os.close(self._ears)
+        os.close(self._mouth)
+
+    def _note(self, number: int, frame: object) -> None:
+        if not self._name:
+            self._name = signal.Signals(number).name
+            os.write(self._mouth, b"!")
+
+    def fileno(self) -> int:
+        """Return what becomes readable once a signal came."""
+        return self._ears
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt with the signal's name, if one came."""
+        if self._name:
+            raise KeyboardInterrupt(self._name)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from batch_plan import Job, Settings, check_outputs, find_jobs, make_folder, printable
-from batch_workers import Workers, stoppable
+from batch_workers import Stop, Workers
 
 from fastrfm.atomic import writing
 from fastrfm.cli import EXIT_FAILURE, EXIT_NOT_CONVERGED
@@ -201,18 +201,19 @@ def _outcome(job: Job, result: CompletionResult, status: str, message: str) -> O
 def run_batch(jobs: list[Job], settings: Settings, table: Path, quiet: bool) -> int:
     """Run all jobs, keep the table, report; return the exit code."""
     finished: dict[int, Outcome] = {}
-    with stoppable():
+    with Stop() as stop:
         try:
             write_table(table, finished)  # finds out at once if that is possible
-            with Workers(partial(attempt, settings=settings), settings.n_workers, when_lost=failed) as workers:
+            work = partial(attempt, settings=settings)
+            with Workers(work, settings.n_workers, when_lost=failed, stop=stop) as workers:
                 for position, outcome in workers.answers(jobs):
                     finished[position] = outcome
                     write_table(table, finished)
                     if not quiet:
                         click.echo(f"[{len(finished)}/{len(jobs)}] {_in_words(outcome)}", err=True)
-        except KeyboardInterrupt as stop:
+        except KeyboardInterrupt as struck:
             write_table(table, finished)
-            name = "SIGTERM" if str(stop) == "SIGTERM" else "Ctrl-C"
+            name = "SIGTERM" if str(struck) == "SIGTERM" else "Ctrl-C"
             click.echo(
                 f"Stopped by {name}: {len(finished)} of {count(len(jobs), 'input')} finished, {table} lists them; "
                 "go on with --resume",

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import connection
 from pathlib import Path
 
 import h5py
@@ -18,6 +19,7 @@ from click.testing import CliRunner
 from samples import change, set_attr
 
 from fastrfm import Observations, complete
+from fastrfm._interrupt import check
 from fastrfm.store import open_observations, read_result, write_observations
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
@@ -291,7 +293,7 @@ def wait_for_strikes(path: Path) -> int:
         return os.getpgrp() - os.getpid()
     try:
         path.write_text("begun\n")
-        time.sleep(LIMIT)
+        await_that(lambda: Lost() and check())
     except KeyboardInterrupt:
         with path.open("a") as file:
             file.write("struck\n")
@@ -299,15 +301,51 @@ def wait_for_strikes(path: Path) -> int:
     return 1
 
 
-def test_a_worker_is_struck_once_and_by_its_parent_alone(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(SCRIPTS)
-    from batch_workers import Workers
+class Lost:
+    """An object whose destructor runs long: what a signal's handler raises there is printed and lost."""
 
-    with Workers(wait_for_strikes, 1, when_lost=lambda _job, reason: reason) as workers:
+    def __del__(self) -> None:
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def workers_module(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import batch_workers
+
+    return batch_workers
+
+
+def test_a_worker_is_struck_once_and_by_its_parent_alone(tmp_path, workers_module, capfd):
+    with (
+        workers_module.Stop() as stop,
+        workers_module.Workers(wait_for_strikes, 1, when_lost=lambda _job, reason: reason, stop=stop) as workers,
+    ):
         assert list(workers.answers([SCRIPTS, SCRIPTS])) == [(0, 0), (1, 0)]  # out of the terminal's group
         workers._give(0, tmp_path / "notes")
         await_that(lambda: (tmp_path / "notes").exists() and (tmp_path / "notes").read_text() == "begun\n")
     assert (tmp_path / "notes").read_text() == "begun\nstruck\n"
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_no_stop_is_lost_in_a_destructor(workers_module, number):
+    before = signal.getsignal(number)
+
+    class Dying:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)
+
+    with workers_module.Stop() as stop:
+        stop.check()
+        assert connection.wait([stop.fileno()], timeout=0.0) == []
+        Dying()
+        Dying()
+        assert connection.wait([stop.fileno()]) == [stop.fileno()]
+        with pytest.raises(KeyboardInterrupt, match=signal.Signals(number).name):
+            stop.check()
+    assert signal.getsignal(number) is before
 
 
 # --- refused before the work --------------------------------------------------------------------------------------
