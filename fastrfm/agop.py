@@ -11,6 +11,19 @@ import numpy as np
 from fastrfm.kernels.gram import accumulate_gram, shift_and_mirror
 
 
+def feature_weights(eigenvalues: np.ndarray, agop_power: float) -> np.ndarray:
+    """Return φ of the AGOP's eigenvalues, (n,) float64 of at least 0: features become M x with M = φ(G), K = φ(G)².
+
+    Parameters
+    ----------
+    eigenvalues : (n,) float64
+        Of G + ε² I, above 0.
+    agop_power : float
+        φ is this power.
+    """
+    return np.asarray(eigenvalues**agop_power)
+
+
 def feature_gram(gram: np.ndarray, agop_power: float, smoothing: float, *, unit: float = 1.0) -> np.ndarray:
     """Return K = ((G + smoothing² I) / unit²)^(2 agop_power), symmetric (n, n) float64.
 
