@@ -14,7 +14,7 @@ from fastrfm.sparse_options import LINEAR_SOLVERS
 
 SIDES = ("both", "columns")
 LOW_RANK_SMOOTHING_RULES = ("auto", "sigma_next", "geometric")
-RIDGE_TOL = 1e-5
+RIDGE_TOL = 1e-3
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,14 @@ class LowRankOptions:
         Whose AGOP reweights: "both" takes that of rows and that of columns, each at half the power, and converges in a
         few iterations; "columns" is the paper's algorithm.
     tol : float or None
-        Stop when the estimate's relative change falls below it. None is 1e-8, and 1e-5 with a ridge.
+        Stop when the estimate's relative change falls below it. None is 1e-8, and 1e-3 with a ridge.
     max_iter : int
         Most linear systems solved.
     smoothing : {"auto", "sigma_next", "geometric"} or float
         How epsilon falls. "sigma_next" follows the first singular value beyond `rank`; "geometric" divides by a
         constant; "auto" is the former where a rank is given and no ridge, else the latter until the rank shows as a
-        gap in the spectrum. A number is a fixed epsilon, in the unit of the matrix's singular values.
+        gap in the spectrum, and with a ridge no faster than the steps become small. A number is a fixed epsilon, in
+        the unit of the matrix's singular values.
     linear_solver : {"auto", "cholesky", "cg"}
         "cholesky" factors an n x n system for n measurements; "cg" solves it by preconditioned conjugate gradients.
         "auto" takes the cheaper by the number of operations, and always "cg" for a LinearOperator.

@@ -20,12 +20,12 @@ from fastrfm.low_rank_options import LowRankOptions
 from fastrfm.measurements import Measurements
 from fastrfm.solvers.low_rank_systems import CholeskySystems, ConjugateGradients
 from fastrfm.solvers.low_rank_weights import weights_of
-from fastrfm.solvers.smoothing import ridge_smoothing
+from fastrfm.solvers.smoothing import CHANGE_SHARE, ERROR_SHARE, ridge_smoothing
 
 DROP = 1.3  # factor by which ε falls where no singular value says how far
 _FIRST_SHARE = 0.3  # of σ_1: the first ε where no rank is given
 _GAP, _NEAR = 1e-2, 2.0  # σ_{j+1} / σ_j of a rank that shows; σ_{j+1} may lie this much above ε
-_LEAST_WEIGHT, _LEAST = 1e-16, 1e-15  # of δ and ε beside those of σ_1
+_LEAST = 1e-15  # of ε beside σ_1
 _AT_FLOOR = 20  # steps at the smallest ε, after which rounding is what moves the estimate
 _INNER_TOL = 1e-3
 _RATE_SPANS = {"both": 2, "columns": 6}  # steps over which the rate of convergence is measured
@@ -86,14 +86,15 @@ def solve_low_rank(
     # A vector a in no unit: W⁻¹ of the next step is another multiple of what it was.
     fit.matrix, dual = first.matrix, first.dual / size**power
     _record(fit, size, math.inf, first.inner_steps, 0, begun, options)
-    path = _Path(options, measurements)
+    change = error = math.inf
+    path = _Path(options, measurements, solver.least_weight)
     while True:
         check()
         sigma = np.linalg.svd(fit.matrix, compute_uv=False)
         if sigma[0] == 0.0:
             fit.stop_reason = "zero"
             return fit
-        fit.smoothing = path.advance(sigma)
+        fit.smoothing = path.advance(sigma, change, error)
         weights = weights_of(fit.matrix, fit.smoothing, options.agop_power, options.sides == "both")
         unit = weights.unit**power
         found = solver.solve(weights, options.ridge / unit, dual * unit, _INNER_TOL)
@@ -128,11 +129,12 @@ def low_rank_factors(fit: LowRankFit, options: LowRankOptions) -> tuple[np.ndarr
 class _Path:
     """ε of each step, and when to stop: from the singular values alone."""
 
-    def __init__(self, options: LowRankOptions, measurements: Measurements) -> None:
+    def __init__(self, options: LowRankOptions, measurements: Measurements, least_weight: float) -> None:
         n, n_rows, n_cols = measurements.shape
-        self._options = options
+        self._options, self._least_weight = options, least_weight
         self._smoothing = math.inf
         self._is_exact = options.ridge == 0.0 and options.smoothing == "auto"
+        self._holds_back = options.ridge > 0.0 and options.smoothing == "auto"
         rank = options.rank if options.rank is not None and options.rank < min(n_rows, n_cols) else None
         follows = options.smoothing == "sigma_next" or (self._is_exact and rank is not None)
         self._followed = options.rank if follows else None
@@ -144,13 +146,13 @@ class _Path:
         self._sharp = ridge_smoothing(options.ridge, options.agop_power, options.effective_tol, mean_weight)
         self._floor, self._n_at_floor = 0.0, 0
 
-    def advance(self, sigma: np.ndarray) -> float:
-        """Return ε of the next step, from the singular values of the estimate."""
+    def advance(self, sigma: np.ndarray, change: float, error: float) -> float:
+        """Return ε of the next step, from the last estimate: σ, its relative step and distance to the limit."""
         rule = self._options.smoothing
         if not isinstance(rule, str):
             self._smoothing = float(rule)
             return self._smoothing
-        least = max(_LEAST_WEIGHT ** (0.25 / self._options.agop_power), _LEAST)
+        least = max(self._least_weight ** (0.25 / self._options.agop_power), _LEAST)
         self._floor = max(self._sharp, least * float(sigma[0]))
         before = self._smoothing
         if self._followed is not None:
@@ -159,6 +161,11 @@ class _Path:
             wanted = before / DROP if math.isfinite(before) else _FIRST_SHARE * float(sigma[0])
             if self._is_exact:
                 wanted = min(wanted, self._below_gap(sigma, before))
+            elif self._holds_back and math.isfinite(change):
+                # Where ε falls below what is still wrong, the misfit that could mend it is left to the noise.
+                norm = float(np.linalg.norm(sigma))
+                wanted = max(wanted, change * norm / CHANGE_SHARE)
+                wanted = max(wanted, ERROR_SHARE * error * norm) if math.isfinite(error) else wanted
         self._smoothing = min(before, max(wanted, self._floor))
         self._n_at_floor += self._smoothing <= 1.01 * self._floor
         return self._smoothing

@@ -44,6 +44,8 @@ class Solution:
 class CholeskySystems:
     """Solves by factoring; measurements that depend on each other are merged first where there is no ridge."""
 
+    least_weight = 1e-14  # the smallest δ beside the largest weight: near 1e-16 the factor is that of the jitter
+
     def __init__(self, measurements: Measurements, values: np.ndarray, ridge: float) -> None:
         self._measurements, self._ridge = measurements, ridge
         self._values, self._merged = values, None
@@ -84,6 +86,8 @@ class CholeskySystems:
 class ConjugateGradients:
     """Solves by steps with 𝒜 and 𝒜* alone, once B is formed."""
 
+    least_weight = 1e-30
+
     def __init__(self, measurements: Measurements, values: np.ndarray) -> None:
         self._measurements, self._values = measurements, values
 
@@ -98,21 +102,29 @@ class ConjugateGradients:
             bases, ones = (np.eye(n_rows), np.eye(n_cols)), (np.ones(n_rows), np.ones(n_cols))
             weights = Weights(*bases, *ones, sigma=np.zeros(min(n_rows, n_cols)), unit=1.0, smoothing=1.0)
         scale = measurements.square_sum / measurements.shape[0]
-        table = weights.table
         tangent = _Tangent(measurements, weights, ridge + weights.least * scale)
-        rest = table.copy()
+        rest = weights.table
         rest.ravel()[tangent.places] = weights.least
-        start = table * weights.rotated(measurements.adjoint(dual))
-        residual = self._values - measurements.forward(weights.restored(start)) - ridge * dual
-        estimate, dual = start, dual.copy()
-        z, gamma, product = tangent.solve(residual)
+
+        def outside(vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            seen = weights.rotated(measurements.adjoint(vector))
+            return seen, rest * seen
+
+        # One step of P from the last a. Of that only what R makes of it counts: D' Bᵀ a would be lost to rounding.
+        _, moved = outside(dual)
+        image = (ridge - tangent.shift) * dual + measurements.forward(weights.restored(moved))
+        dual, core, _ = tangent.solve(self._values - image)
+        _, estimate = outside(dual)
+        residual = (
+            self._values - ridge * dual - tangent.forward(core) - measurements.forward(weights.restored(estimate))
+        )
+        estimate.ravel()[tangent.places] += tangent.placed(core)
+        direction, core, product = tangent.solve(residual)
         first = product
-        direction, core = z, gamma
         steps = 0
         while steps < MAX_INNER_STEPS and product > tol**2 * first:
             check()
-            seen = weights.rotated(measurements.adjoint(direction))
-            moved = rest * seen
+            seen, moved = outside(direction)
             curvature = ridge * float(direction @ direction) + float(np.vdot(moved, seen)) + tangent.energy(core)
             image = ridge * direction + tangent.forward(core) + measurements.forward(weights.restored(moved))
             moved.ravel()[tangent.places] += tangent.placed(core)
@@ -132,7 +144,7 @@ class _Tangent:
 
     def __init__(self, measurements: Measurements, weights: Weights, shift: float) -> None:
         n, n_rows, n_cols = measurements.shape
-        self._shift = shift
+        self.shift = shift
         k = _n_directions(weights, measurements)
         pieces = [(slice(0, n_rows), slice(0, k))]
         if not weights.is_one_sided:
@@ -156,11 +168,11 @@ class _Tangent:
     def solve(self, residual: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
         """Return z = P⁻¹ ρ, γ in units of the roots of D' / c, and ρᵀ z."""
         if self._factor is None:
-            return residual / self._shift, np.zeros(0), float(residual @ residual) / self._shift
+            return residual / self.shift, np.zeros(0), float(residual @ residual) / self.shift
         core = dpotrs(self._factor, self._table.T @ residual, lower=1)[0]
         z = residual - self._table @ core
-        product = (float(z @ z) + float(core @ core)) / self._shift
-        return z / self._shift, core, product
+        product = (float(z @ z) + float(core @ core)) / self.shift
+        return z / self.shift, core, product
 
     def forward(self, core: np.ndarray) -> np.ndarray:
         """Return B D' Bᵀ z of the pair that `core` belongs to."""
@@ -172,7 +184,7 @@ class _Tangent:
 
     def energy(self, core: np.ndarray) -> float:
         """Return zᵀ B D' Bᵀ z."""
-        return float(core @ core) / self._shift
+        return float(core @ core) / self.shift
 
 
 def _n_directions(weights: Weights, measurements: Measurements) -> int:
