@@ -21,7 +21,7 @@ from fastrfm._numba import current_threads
 from fastrfm.errors import InputError
 
 BLOCK_BYTES = 64 << 20
-_N_BLOCKS = 8  # at least, where there are enough measurements to share among threads
+_N_BLOCKS, _MUCH = 8, 10**6  # blocks, at least, from that many numbers on: they are shared among threads
 _MATRIX_VECTOR = 8.0  # time of a multiplication where each number is used once, beside a matrix product
 _N_PROBES = 8  # random vectors that tell the scale of an operator
 
@@ -84,7 +84,7 @@ class StackMeasurements(Measurements):
         self.shape = (int(stack.shape[0]), int(stack.shape[1]), int(stack.shape[2]))
         n, n_rows, n_cols = self.shape
         most = max(1, block_bytes // (8 * n_rows * n_cols))
-        self._blocks = _slices(n, min(most, max(1, -(-n // _N_BLOCKS))))
+        self._blocks = _slices(n, min(most, _shared(self.shape)))
         self.square_sum = float(sum(_in_threads(self._square_sum, self._blocks)))
 
     def forward(self, matrix: np.ndarray) -> np.ndarray:
@@ -184,7 +184,7 @@ class RankOneMeasurements(Measurements):
         self.shape = (len(self.left), self.left.shape[1], self.right.shape[1])
         squares = [np.einsum("ij,ij->i", table, table) for table in (self.left, self.right)]
         self.square_sum = float(squares[0] @ squares[1])
-        self._blocks = _slices(len(self.left), max(1, -(-len(self.left) // _N_BLOCKS)))
+        self._blocks = _slices(len(self.left), _shared(self.shape))
 
     @property
     def pass_cost(self) -> float:
@@ -297,6 +297,11 @@ class OperatorMeasurements(Measurements):
             stack[i] = self.adjoint(unit)
             unit[i] = 0.0
         return StackMeasurements(stack, self._block_bytes)
+
+
+def _shared(shape: tuple[int, int, int]) -> int:
+    """Return how many measurements a block has for work to be shared among threads; all where there is little."""
+    return max(1, -(-shape[0] // _N_BLOCKS)) if math.prod(shape) >= _MUCH else shape[0]
 
 
 def _slices(n: int, step: int) -> list[slice]:
