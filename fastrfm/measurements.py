@@ -21,7 +21,7 @@ from fastrfm._numba import current_threads
 from fastrfm.errors import InputError
 
 BLOCK_BYTES = 64 << 20
-_N_BLOCKS = 8  # at least, where there are enough measurements to share among threads
+_N_BLOCKS, _MUCH = 8, 10**6  # blocks, at least, from that many numbers on: they are shared among threads
 _MATRIX_VECTOR = 8.0  # time of a multiplication where each number is used once, beside a matrix product
 _N_PROBES = 8  # random vectors that tell the scale of an operator
 
@@ -42,6 +42,7 @@ class Measurements:
 
     shape: tuple[int, int, int]
     square_sum: float
+    _blocks: list[slice]
 
     @property
     def pass_cost(self) -> float:
@@ -54,6 +55,18 @@ class Measurements:
     @property
     def direction_cost(self) -> float:
         return float(self.shape[0] * sum(self.shape[1:]))
+
+    def _mapped(self, function: Callable[[slice], Any]) -> Iterator[Any]:
+        """Yield what `function` makes of each block, in their order; numpy lets other threads run as it multiplies."""
+        n_threads = min(current_threads(), len(self._blocks))
+        if n_threads == 1 or math.prod(self.shape) < _MUCH:
+            for block in self._blocks:
+                check()
+                yield function(block)
+            return
+        with ThreadPoolExecutor(n_threads) as pool:
+            yield from pool.map(function, self._blocks)
+        check()
 
     def forward(self, matrix: np.ndarray) -> np.ndarray:
         """Return 𝒜X, (n,), from X (n_rows, n_cols)."""
@@ -84,16 +97,16 @@ class StackMeasurements(Measurements):
         self.shape = (int(stack.shape[0]), int(stack.shape[1]), int(stack.shape[2]))
         n, n_rows, n_cols = self.shape
         most = max(1, block_bytes // (8 * n_rows * n_cols))
-        self._blocks = _slices(n, min(most, max(1, -(-n // _N_BLOCKS))))
-        self.square_sum = float(sum(_in_threads(self._square_sum, self._blocks)))
+        self._blocks = _slices(n, min(most, _shared(self.shape)))
+        self.square_sum = float(sum(self._mapped(self._square_sum)))
 
     def forward(self, matrix: np.ndarray) -> np.ndarray:
         flat = matrix.ravel()
-        return np.concatenate(list(_in_threads(lambda rows: self._flat(rows) @ flat, self._blocks)))
+        return np.concatenate(list(self._mapped(lambda rows: self._flat(rows) @ flat)))
 
     def adjoint(self, dual: np.ndarray) -> np.ndarray:
         out = np.zeros(self.shape[1] * self.shape[2])
-        for part in _in_threads(lambda rows: dual[rows] @ self._flat(rows), self._blocks):
+        for part in self._mapped(lambda rows: dual[rows] @ self._flat(rows)):
             out += part
         return out.reshape(self.shape[1:])
 
@@ -112,7 +125,7 @@ class StackMeasurements(Measurements):
                 if other.start <= block.start:
                     out[block, other] = flat @ self._flat(other).T
 
-        for _ in _in_threads(fill, self._blocks):
+        for _ in self._mapped(fill):
             pass
         _mirror(out, self._blocks)
         return out
@@ -122,7 +135,7 @@ class StackMeasurements(Measurements):
             stack = self._flat(block).reshape(-1, *self.shape[1:])
             return np.asarray(np.matmul(left.T, stack @ right).reshape(block.stop - block.start, -1))
 
-        return np.concatenate(list(_in_threads(part, self._blocks)))
+        return np.concatenate(list(self._mapped(part)))
 
     def flat_blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
         """Yield which measurements, and them as rows of n_rows · n_cols numbers."""
@@ -184,7 +197,7 @@ class RankOneMeasurements(Measurements):
         self.shape = (len(self.left), self.left.shape[1], self.right.shape[1])
         squares = [np.einsum("ij,ij->i", table, table) for table in (self.left, self.right)]
         self.square_sum = float(squares[0] @ squares[1])
-        self._blocks = _slices(len(self.left), max(1, -(-len(self.left) // _N_BLOCKS)))
+        self._blocks = _slices(len(self.left), _shared(self.shape))
 
     @property
     def pass_cost(self) -> float:
@@ -209,14 +222,14 @@ class RankOneMeasurements(Measurements):
         def part(block: slice) -> np.ndarray:
             return np.asarray(np.einsum("ij,ij->i", self.left[block] @ matrix, self.right[block]))
 
-        return np.concatenate(list(_in_threads(part, self._blocks)))
+        return np.concatenate(list(self._mapped(part)))
 
     def forward_factors(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         return np.asarray(np.einsum("ij,ij->i", self.left @ left, self.right @ right))
 
     def adjoint(self, dual: np.ndarray) -> np.ndarray:
         out = np.zeros(self.shape[1:])
-        for part in _in_threads(lambda b: self.left[b].T @ (dual[b, None] * self.right[b]), self._blocks):
+        for part in self._mapped(lambda b: self.left[b].T @ (dual[b, None] * self.right[b])):
             out += part
         return out
 
@@ -230,7 +243,7 @@ class RankOneMeasurements(Measurements):
             np.matmul(left[block], left[until].T, out=out[block, until])
             out[block, until] *= right[block] @ right[until].T
 
-        for _ in _in_threads(fill, self._blocks):
+        for _ in self._mapped(fill):
             pass
         _mirror(out, self._blocks)
         return out
@@ -299,21 +312,13 @@ class OperatorMeasurements(Measurements):
         return StackMeasurements(stack, self._block_bytes)
 
 
+def _shared(shape: tuple[int, int, int]) -> int:
+    """Return how many measurements a block has for work to be shared among threads; all where there is little."""
+    return max(1, -(-shape[0] // _N_BLOCKS)) if math.prod(shape) >= _MUCH else shape[0]
+
+
 def _slices(n: int, step: int) -> list[slice]:
     return [slice(start, min(start + step, n)) for start in range(0, n, step)]
-
-
-def _in_threads(function: Callable[[slice], Any], blocks: list[slice]) -> Iterator[Any]:
-    """Yield what `function` makes of each block, in their order; numpy lets other threads run while it multiplies."""
-    n_threads = min(current_threads(), len(blocks))
-    if n_threads == 1:
-        for block in blocks:
-            check()
-            yield function(block)
-        return
-    with ThreadPoolExecutor(n_threads) as pool:
-        yield from pool.map(function, blocks)
-    check()
 
 
 def _mirror(gram: np.ndarray, blocks: list[slice]) -> None:

@@ -21,7 +21,7 @@ from fastrfm._numba import thread_limit
 from fastrfm.errors import InputError, NotConvergedWarning, NotFittedError
 from fastrfm.low_rank_options import LowRankOptions
 from fastrfm.measurement_inputs import read_measurements
-from fastrfm.measurements import OperatorMeasurements, StackMeasurements
+from fastrfm.measurements import _MUCH, OperatorMeasurements, StackMeasurements
 from fastrfm.solvers.low_rank_systems import CholeskySystems, ConjugateGradients
 from fastrfm.solvers.low_rank_weights import weights_of
 
@@ -48,10 +48,6 @@ def error_of(model, truth):
     return float(np.linalg.norm(model.coef_ - truth) / np.linalg.norm(truth))
 
 
-def solvers(measurements, values, ridge):
-    return CholeskySystems(measurements, values, ridge), ConjugateGradients(measurements, values)
-
-
 # --- the steps ----------------------------------------------------------------------------------------------------
 
 
@@ -72,11 +68,8 @@ def test_every_step_is_the_twins(sides, agop_power, ridge, shape):
     stack, values, _ = problem(*shape, rank=1, noise=0.3)
     matrix, smoothing = reference.least_norm(stack, values), 2.0
     operator = OperatorMeasurements(aslinearoperator(stack.reshape(len(stack), -1)), shape, 0)
-    found = [
-        solver
-        for kind in (StackMeasurements(stack, 8 * 3 * 35), operator)
-        for solver in solvers(kind, values, ridge)[isinstance(kind, OperatorMeasurements) :]
-    ]
+    blocks = StackMeasurements(stack, 8 * 3 * 35)
+    found = [CholeskySystems(blocks, values, ridge), *(ConjugateGradients(kind, values) for kind in (blocks, operator))]
     dual = np.zeros(len(values))
     for _ in range(6):
         weights = weights_of(matrix, smoothing, agop_power, sides == "both")
@@ -84,7 +77,7 @@ def test_every_step_is_the_twins(sides, agop_power, ridge, shape):
             stack, values, matrix, agop_power=agop_power, smoothing=smoothing, ridge=ridge, sides=sides
         )
         unit = weights.unit ** (4.0 * agop_power)
-        answers = [solver.solve(weights, ridge / unit, dual * unit, 1e-12) for solver in found]
+        answers = [solver.solve(weights, ridge / unit, dual * unit, 1e-11) for solver in found]
         for answer in answers:
             np.testing.assert_allclose(answer.matrix, matrix, atol=1e-8 * np.abs(matrix).max())
         dual, smoothing = answers[-1].dual / unit, smoothing / 3.0
@@ -192,13 +185,29 @@ def test_small_recovery(solver, rank):
         assert error_of(model, truth) <= 1e-11, seed
 
 
+def test_likely_ranks_are_tried_where_none_shows():
+    """1.2 measurements per degree of freedom: the largest rank that could be told is the true one."""
+    stack, values, truth = problem(20, 16, 2, 1.2, 1)
+    model = LowRankRegression().fit(stack, values)
+    assert error_of(model, truth) <= 1e-9 and model.rank_ == 2
+
+
+def test_noise_without_a_ridge_ends():
+    stack, values, _ = problem(12, 9, 2, 1.5, noise=1.0)
+    model = LowRankRegression().fit(stack, values)
+    assert model.stop_reason_ in ("converged", "floor")
+    np.testing.assert_allclose(model.predict(stack), values, atol=1e-4)
+    assert LowRankRegression(rank=2).fit(stack, values).rank_ == 2
+
+
 @pytest.mark.parametrize("solver", ["cholesky", "cg"])
 @pytest.mark.parametrize("agop_power", [0.5, 1.0])
 def test_one_sided_recovery(solver, agop_power):
     stack, values, truth = problem(14, 11, 1, 4.0)
     model = LowRankRegression(rank=1, sides="columns", agop_power=agop_power, linear_solver=solver).fit(stack, values)
     # A factor of the whole system stops at a larger epsilon, which counts for more at large powers.
-    assert error_of(model, truth) <= (1e-6 if solver == "cholesky" else 1e-7) and model.stop_reason_ == "converged"
+    assert error_of(model, truth) <= (1e-6 if solver == "cholesky" else 1e-7)
+    assert model.stop_reason_ in ("converged", "floor") and model.rank_ == 1
 
 
 def test_completion_is_a_special_case():
@@ -260,14 +269,15 @@ def test_scaling_with_a_ridge():
     np.testing.assert_allclose(scaled.coef_, 100.0 * model.coef_, rtol=1e-8, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore::fastrfm.errors.NotConvergedWarning")
 @pytest.mark.parametrize("solver", ["cholesky", "cg"])
 def test_any_number_of_threads_gives_the_same_bits(solver):
-    stack, values, _ = problem(20, 15)
-    left, right, products, _ = rank_one_problem(20, 15, 2, 2.0)
+    stack, values, _ = problem(60, 50)
+    left, right, products, _ = rank_one_problem(60, 50, 2, 2.0)
+    assert stack.size > _MUCH  # less is not shared
     for measured, y in ((stack, values), ((left, right), products)):
         one, two = (
-            LowRankRegression(linear_solver=solver, n_threads=n, memory=8 * 300 * 7).fit(measured, y).coef_
-            for n in (1, None)
+            LowRankRegression(linear_solver=solver, n_threads=n, max_iter=4).fit(measured, y).coef_ for n in (1, None)
         )
         np.testing.assert_array_equal(one, two)
 
@@ -313,6 +323,12 @@ def test_measurements_that_depend_on_each_other():
         np.concatenate([stack, stack]), np.concatenate([values + 0.01, values - 0.01])
     )
     assert error_of(averaged, truth) <= 1e-7
+    many, values, truth = problem(25, 20, 3, 2.5)
+    both = np.concatenate([many, many[:60]]), np.concatenate([values + 0.01, values[:60] - 0.01])
+    chosen = LowRankRegression(rank=3).fit(*both)
+    assert len(both[1]) > 300 and error_of(chosen, truth) <= 1e-3  # conjugate gradients were the first choice
+    with pytest.raises(InputError, match="contradicts"):
+        LowRankRegression(linear_solver="cg").fit(*both)
 
 
 @pytest.mark.parametrize("n", [30, 45])

@@ -2,8 +2,8 @@
 
 Each step solves (𝒜 W⁻¹ 𝒜* + λ I) a = y and sets X = W⁻¹ 𝒜*(a) (``low_rank_systems``), with W⁻¹ from the last X and ε
 (``low_rank_weights``); the first has W = I. Without a ridge ε follows the first singular value beyond the rank: the one
-given, or the one that shows as a gap in the spectrum while ε falls by a constant factor. With a ridge it falls by
-that factor to where the smoothed penalty is sharp. X is kept as a whole, (n_rows, n_cols).
+given, or the one that shows as a gap in the spectrum while ε falls by a constant factor; where none shows, a few likely
+ranks are tried. With a ridge ε falls to where the smoothed penalty is sharp. X is kept as a whole, (n_rows, n_cols).
 """
 
 from __future__ import annotations
@@ -27,7 +27,11 @@ _FIRST_SHARE = 0.3  # of σ_1: the first ε where no rank is given
 _GAP, _NEAR = 1e-2, 2.0  # σ_{j+1} / σ_j of a rank that shows; σ_{j+1} may lie this much above ε
 _LEAST = 1e-15  # of ε beside σ_1
 _AT_FLOOR = 20  # steps at the smallest ε, after which rounding is what moves the estimate
-_INNER_TOL = 1e-3
+_INNER_TOL, _FIRST_TOL = 1e-3, 1e-8  # the first system also tells whether measurements contradict
+_CROWDED_SPAN = 8  # steps on end with more directions above ε than the measurements can tell apart
+_MOST_TRIED = 3  # ranks tried where none has shown
+_SHOWN = 1e-6  # ε beside the norm at which a rank on trial is one
+_REST_SPAN, _REST = 40, 0.7  # steps in which ε of a rank on trial must fall below this share
 _RATE_SPANS = {"both": 2, "columns": 6}  # steps over which the rate of convergence is measured
 _SLOWEST_RATE = 0.9999
 _NAMES = ("smoothing", "change", "error_estimate", "rank", "inner_steps", "seconds")
@@ -81,36 +85,73 @@ def solve_low_rank(
         return fit
     power = 4.0 * options.agop_power
     begun = time.perf_counter()
-    first = solver.solve(None, options.ridge / size**power, np.zeros(values.size), _INNER_TOL)
+    first = solver.solve(None, options.ridge / size**power, np.zeros(values.size), _FIRST_TOL)
     assert first.matrix is not None
     # A vector a in no unit: W⁻¹ of the next step is another multiple of what it was.
     fit.matrix, dual = first.matrix, first.dual / size**power
     _record(fit, size, math.inf, first.inner_steps, 0, begun, options)
-    change = error = math.inf
+    run = _Run(solver, options, begun, power, fit, dual)
     path = _Path(options, measurements, solver.least_weight)
-    while True:
-        check()
-        sigma = np.linalg.svd(fit.matrix, compute_uv=False)
-        if sigma[0] == 0.0:
-            fit.stop_reason = "zero"
+    if not path.may_be_stuck:
+        run.descend(path)
+        return fit
+    start = fit.matrix, dual
+    if run.descend(path):
+        return fit
+    # The rank did not show: more directions came up than the measurements can tell apart. Ranks that were likely on the
+    # way are tried as if they had been given, from the first estimate on.
+    halfway = fit.matrix, run.dual
+    for rank in path.likely_ranks():
+        fit.matrix, run.dual = start
+        attempt = _Path(options, measurements, solver.least_weight, rank)
+        if run.descend(attempt) in ("converged", "max_iter", "zero"):
             return fit
-        fit.smoothing = path.advance(sigma, change, error)
-        weights = weights_of(fit.matrix, fit.smoothing, options.agop_power, options.sides == "both")
-        unit = weights.unit**power
-        found = solver.solve(weights, options.ridge / unit, dual * unit, _INNER_TOL)
-        if found.matrix is None:
-            fit.stop_reason = "floor"
-            return fit
-        norm = float(np.linalg.norm(found.matrix))
-        change = float(np.linalg.norm(found.matrix - fit.matrix)) / norm if norm > 0.0 else 0.0
-        fit.matrix, dual = found.matrix, found.dual / unit
-        rank = int(np.count_nonzero(sigma > fit.smoothing))
-        error = _record(fit, fit.smoothing, change, found.inner_steps, rank, begun, options)
-        fit.stop_reason = path.reason_to_stop(error, norm)
-        if not fit.stop_reason and fit.n_iter >= options.max_iter:
-            fit.stop_reason = "max_iter"
-        if fit.stop_reason:
-            return fit
+    fit.matrix, run.dual = halfway
+    path.may_be_stuck = path.is_stuck = False
+    run.descend(path)
+    return fit
+
+
+@dataclass
+class _Run:
+    """What attempts share: they go on from `fit.matrix` and its `dual` vector."""
+
+    solver: CholeskySystems | ConjugateGradients
+    options: LowRankOptions
+    begun: float
+    power: float
+    fit: LowRankFit
+    dual: np.ndarray
+
+    def descend(self, path: _Path) -> str:
+        """Iterate until `path` ends and return why, "" where it is stuck."""
+        fit, options = self.fit, self.options
+        fit.stop_reason, change, error = "", math.inf, math.inf
+        n_before = fit.n_iter
+        while not fit.stop_reason and not path.is_stuck:
+            check()
+            sigma = np.linalg.svd(fit.matrix, compute_uv=False)
+            if sigma[0] == 0.0:
+                fit.stop_reason = "zero"
+                break
+            fit.smoothing = path.advance(sigma, change, error)
+            weights = weights_of(fit.matrix, fit.smoothing, options.agop_power, options.sides == "both")
+            unit = weights.unit**self.power
+            found = self.solver.solve(weights, options.ridge / unit, self.dual * unit, _INNER_TOL)
+            if found.matrix is None:
+                fit.stop_reason = "floor"
+                break
+            norm = float(np.linalg.norm(found.matrix))
+            change = float(np.linalg.norm(found.matrix - fit.matrix)) / norm if norm > 0.0 else 0.0
+            fit.matrix, self.dual = found.matrix, found.dual / unit
+            rank = int(np.count_nonzero(sigma > fit.smoothing))
+            is_first = fit.n_iter == n_before and n_before > 1
+            recorded = math.inf if is_first else change
+            error = _record(fit, fit.smoothing, recorded, found.inner_steps, rank, self.begun, options)
+            fit.stop_reason = path.reason_to_stop(error, norm)
+            if not fit.stop_reason and fit.n_iter >= options.max_iter:
+                fit.stop_reason = "max_iter"
+        return fit.stop_reason
 
 
 def low_rank_factors(fit: LowRankFit, options: LowRankOptions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -129,7 +170,9 @@ def low_rank_factors(fit: LowRankFit, options: LowRankOptions) -> tuple[np.ndarr
 class _Path:
     """ε of each step, and when to stop: from the singular values alone."""
 
-    def __init__(self, options: LowRankOptions, measurements: Measurements, least_weight: float) -> None:
+    def __init__(
+        self, options: LowRankOptions, measurements: Measurements, least_weight: float, tried_rank: int | None = None
+    ) -> None:
         n, n_rows, n_cols = measurements.shape
         self._options, self._least_weight = options, least_weight
         self._smoothing = math.inf
@@ -137,7 +180,11 @@ class _Path:
         self._holds_back = options.ridge > 0.0 and options.smoothing == "auto"
         rank = options.rank if options.rank is not None and options.rank < min(n_rows, n_cols) else None
         follows = options.smoothing == "sigma_next" or (self._is_exact and rank is not None)
-        self._followed = options.rank if follows else None
+        self._followed = (options.rank if follows else None) if tried_rank is None else tried_rank
+        self._is_tried = tried_rank is not None
+        self.may_be_stuck = self._is_exact and self._followed is None and options.rank is None
+        self.is_stuck, self._n_crowded = False, 0
+        self._narrowest, self._trail = np.ones(min(n_rows, n_cols) - 1), [math.inf]
         total = n_rows + n_cols
         # The largest rank with no more unknowns than measurements.
         identifiable = int((total - math.sqrt(max(total * total - 4.0 * n, 0.0))) / 2.0)
@@ -155,6 +202,7 @@ class _Path:
         least = max(self._least_weight ** (0.25 / self._options.agop_power), _LEAST)
         self._floor = max(self._sharp, least * float(sigma[0]))
         before = self._smoothing
+        self._look_for_stalls(sigma)
         if self._followed is not None:
             wanted = float(sigma[self._followed]) if self._followed < sigma.size else 0.0
         else:
@@ -176,9 +224,26 @@ class _Path:
         is_fixed = not isinstance(self._options.smoothing, str)
         is_settled = is_fixed or self._followed is not None or self._smoothing <= 1.01 * self._floor
         is_settled = is_settled or (self._options.ridge == 0.0 and self._smoothing <= tol * norm)
+        is_settled = is_settled and not (self._is_tried and self._smoothing > _SHOWN * norm)
         if is_settled and error <= tol:
             return "converged"
         return "floor" if self._n_at_floor > _AT_FLOOR and self._options.ridge == 0.0 else ""
+
+    def likely_ranks(self) -> list[int]:
+        """Return the few ranks behind which the spectrum was steepest on the way, no more than can be told."""
+        order = np.argsort(self._narrowest[: self._cap], kind="stable")
+        return [int(place) + 1 for place in order[:_MOST_TRIED]]
+
+    def _look_for_stalls(self, sigma: np.ndarray) -> None:
+        """Note where an attempt gets nowhere: too many directions above ε, or an ε that rests for a rank on trial."""
+        above = np.maximum(sigma[:-1], np.finfo(np.float64).tiny)
+        self._narrowest = np.minimum(self._narrowest, sigma[1:] / above)
+        if self.may_be_stuck:
+            self._n_crowded = self._n_crowded + 1 if np.count_nonzero(sigma > self._smoothing) > self._cap else 0
+            self.is_stuck = self._n_crowded > _CROWDED_SPAN
+        if self._is_tried:
+            self._trail.append(self._smoothing)
+            self.is_stuck = len(self._trail) > _REST_SPAN and self._smoothing > _REST * self._trail[-1 - _REST_SPAN]
 
     def _below_gap(self, sigma: np.ndarray, before: float) -> float:
         """Return σ_{j+1} where the spectrum falls steeply behind σ_j, near ε or below; infinity where it does not."""
