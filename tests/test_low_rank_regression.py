@@ -323,6 +323,12 @@ def test_measurements_that_depend_on_each_other():
         np.concatenate([stack, stack]), np.concatenate([values + 0.01, values - 0.01])
     )
     assert error_of(averaged, truth) <= 1e-7
+    many, values, truth = problem(25, 20, 3, 2.5)
+    both = np.concatenate([many, many[:60]]), np.concatenate([values + 0.01, values[:60] - 0.01])
+    chosen = LowRankRegression(rank=3).fit(*both)
+    assert len(both[1]) > 300 and error_of(chosen, truth) <= 1e-3  # conjugate gradients were the first choice
+    with pytest.raises(InputError, match="contradicts"):
+        LowRankRegression(linear_solver="cg").fit(*both)
 
 
 @pytest.mark.parametrize("n", [30, 45])

@@ -27,7 +27,7 @@ _FIRST_SHARE = 0.3  # of σ_1: the first ε where no rank is given
 _GAP, _NEAR = 1e-2, 2.0  # σ_{j+1} / σ_j of a rank that shows; σ_{j+1} may lie this much above ε
 _LEAST = 1e-15  # of ε beside σ_1
 _AT_FLOOR = 20  # steps at the smallest ε, after which rounding is what moves the estimate
-_INNER_TOL = 1e-3
+_INNER_TOL, _FIRST_TOL = 1e-3, 1e-8  # the first system also tells whether measurements contradict
 _CROWDED_SPAN = 8  # steps on end with more directions above ε than the measurements can tell apart
 _MOST_TRIED = 3  # ranks tried where none has shown
 _SHOWN = 1e-6  # ε beside the norm at which a rank on trial is one
@@ -85,7 +85,7 @@ def solve_low_rank(
         return fit
     power = 4.0 * options.agop_power
     begun = time.perf_counter()
-    first = solver.solve(None, options.ridge / size**power, np.zeros(values.size), _INNER_TOL)
+    first = solver.solve(None, options.ridge / size**power, np.zeros(values.size), _FIRST_TOL)
     assert first.matrix is not None
     # A vector a in no unit: W⁻¹ of the next step is another multiple of what it was.
     fit.matrix, dual = first.matrix, first.dual / size**power

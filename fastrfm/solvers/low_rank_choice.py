@@ -12,7 +12,7 @@ from fastrfm.errors import InputError
 from fastrfm.low_rank_options import LowRankOptions
 from fastrfm.measurements import Measurements, OperatorMeasurements, StackMeasurements
 from fastrfm.solvers.low_rank import LowRankFit, solve_low_rank
-from fastrfm.solvers.low_rank_systems import LARGEST_SYSTEM, CholeskySystems, ConjugateGradients
+from fastrfm.solvers.low_rank_systems import LARGEST_SYSTEM, CholeskySystems, ConjugateGradients, ContradictionError
 
 LARGEST_STACK = 1 << 30  # bytes of an operator's measurements that are written out
 _USUAL_OVERSAMPLING = 2.5  # where no rank says how many unknowns there are
@@ -39,7 +39,13 @@ def recover(measurements: Measurements, values: np.ndarray, options: LowRankOpti
         )
     if _uses_cholesky(measurements, options):
         return solve_low_rank(measurements, values, options, CholeskySystems(measurements, values, options.ridge))
-    return solve_low_rank(measurements, values, options, ConjugateGradients(measurements, values))
+    try:
+        return solve_low_rank(measurements, values, options, ConjugateGradients(measurements, values))
+    except ContradictionError:
+        can_merge = not isinstance(measurements, OperatorMeasurements) and measurements.shape[0] <= LARGEST_SYSTEM
+        if options.linear_solver != "auto" or not can_merge:
+            raise
+    return solve_low_rank(measurements, values, options, CholeskySystems(measurements, values, options.ridge))
 
 
 def _is_written_out(measurements: OperatorMeasurements, options: LowRankOptions) -> bool:

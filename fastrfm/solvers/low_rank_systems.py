@@ -20,16 +20,22 @@ import numpy as np
 from scipy.linalg.lapack import dpocon, dpotrf, dpotrs
 
 from fastrfm._interrupt import check
+from fastrfm.errors import InputError
 from fastrfm.measurements import Measurements
 from fastrfm.solvers.low_rank_weights import Weights
 
 LARGEST_SYSTEM = 6000  # side of a matrix that is factored
 LARGEST_TABLE = 1 << 30  # bytes of B
 MAX_INNER_STEPS = 500
+_NO_CURVATURE = 1e-10
 _JITTER = 4e-16
 _SINGULAR = 1e-13
 _MOST_DIRECTIONS = 0.9  # of T beside measurements
 _STEPS = 8.0  # of conjugate gradients, usually, where T holds all that is heavy
+
+
+class ContradictionError(InputError):
+    """Measurements depend on each other and contradict, which conjugate gradients without a ridge cannot mend."""
 
 
 @dataclass
@@ -96,7 +102,7 @@ class ConjugateGradients:
 
         Parameters as in :meth:`CholeskySystems.solve`.
         """
-        measurements = self._measurements
+        measurements, is_first = self._measurements, weights is None
         if weights is None:
             n_rows, n_cols = measurements.shape[1:]
             bases, ones = (np.eye(n_rows), np.eye(n_cols)), (np.ones(n_rows), np.ones(n_cols))
@@ -126,6 +132,14 @@ class ConjugateGradients:
             check()
             seen, moved = outside(direction)
             curvature = ridge * float(direction @ direction) + float(np.vdot(moved, seen)) + tangent.energy(core)
+            if curvature <= _NO_CURVATURE * tangent.shift * float(direction @ direction):
+                # Only what no matrix explains is left of the residual.
+                if is_first:
+                    raise ContradictionError(
+                        "measurements depend on each other and y contradicts itself, which conjugate gradients do "
+                        'not solve without a ridge: give a ridge above 0, or use linear_solver="cholesky"'
+                    )
+                break
             image = ridge * direction + tangent.forward(core) + measurements.forward(weights.restored(moved))
             moved.ravel()[tangent.places] += tangent.placed(core)
             step = product / curvature
