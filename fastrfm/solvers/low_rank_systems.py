@@ -136,7 +136,7 @@ class ConjugateGradients:
                 # Only what no matrix explains is left of the residual.
                 if is_first:
                     raise ContradictionError(
-                        "measurements depend on each other and y contradicts itself there, which conjugate gradients do "
+                        "measurements depend on each other and y contradicts itself, which conjugate gradients do "
                         'not solve without a ridge: give a ridge above 0, or use linear_solver="cholesky"'
                     )
                 break
