@@ -28,9 +28,10 @@ class LowRankOptions:
         they are fewer than the matrix has entries; where they are more it is least squares.
     rank : int or None
         Largest rank of the answer. It also steers epsilon where there is no ridge. None lets the data decide.
-    agop_power : float
+    agop_power : float or callable
         alpha > 0, at most 1/2 with `sides` "both". The penalty is sum sigma^p / p with p = 2 - 4 alpha: 1/4 is the
-        nuclear norm, 1/2 the logarithm.
+        nuclear norm, 1/2 the logarithm. Or phi, a function of the AGOP's eigenvalues (see ``fastrfm.agop``); that needs
+        `sides` "columns".
     sides : {"both", "columns"}
         Whose AGOP reweights: "both" takes that of rows and that of columns, each at half the power, and converges in a
         few iterations; "columns" is the paper's algorithm.
@@ -58,7 +59,7 @@ class LowRankOptions:
 
     ridge: float = 0.0
     rank: int | None = None
-    agop_power: float = 0.5
+    agop_power: Any = 0.5
     sides: str = "both"
     tol: float | None = None
     max_iter: int = 1000
@@ -74,12 +75,7 @@ class LowRankOptions:
         if self.rank is not None:
             _whole("rank", self.rank, 1)
         _one_of("sides", self.sides, SIDES)
-        _number("agop_power", self.agop_power, 0.0, above=True)
-        if self.sides == "both" and self.agop_power > TWO_SIDED_POWER:
-            raise InputError(
-                f'agop_power must be at most {TWO_SIDED_POWER} with sides="both", got {self.agop_power}: beyond it the '
-                'weights have no penalty to go with them, use sides="columns"'
-            )
+        self._check_power()
         if self.tol is not None:
             _number("tol", self.tol, 0.0)
         _whole("max_iter", self.max_iter, 1)
@@ -93,6 +89,18 @@ class LowRankOptions:
         if self.memory is not None:
             _whole("memory", self.memory, 1)
         _whole("random_state", self.random_state, 0, LARGEST_SEED)
+
+    def _check_power(self) -> None:
+        if callable(self.agop_power):
+            if self.sides == "both":
+                raise InputError('sides="both" takes a power of the AGOP, not a function: use sides="columns"')
+            return
+        _number("agop_power", self.agop_power, 0.0, above=True)
+        if self.sides == "both" and self.agop_power > TWO_SIDED_POWER:
+            raise InputError(
+                f'agop_power must be at most {TWO_SIDED_POWER} with sides="both", got {self.agop_power}: beyond it the '
+                'weights have no penalty to go with them, use sides="columns"'
+            )
 
     @property
     def effective_tol(self) -> float:

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastrfm import MatrixCompletion, Observations, SparseRegression, complete
+from fastrfm import LowRankRegression, MatrixCompletion, Observations, SparseRegression, complete
 from fastrfm.agop import feature_gram, feature_weights, gram_unit, least_smoothing, penalty, size_of_gram
 from fastrfm.errors import InputError
 from fastrfm.options import name_of
 from fastrfm.solvers.factored import feature_factors
+from fastrfm.solvers.low_rank_weights import weights_of
 from fastrfm.solvers.smoothing import ridge_smoothing
 from fastrfm.store import read_result, write_result
 
@@ -228,6 +229,44 @@ def test_sparse_vectors_are_found_with_functions():
         model = SparseRegression(agop_power=mixed, fit_intercept=False).fit(features, target)
         assert model.stop_reason_ == "exact"
         np.testing.assert_allclose(model.coef_, truth, atol=1e-9)
+
+
+# --- general measurements -----------------------------------------------------------------------------------------
+
+
+def measured(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    truth = rng.standard_normal((8, 2)) @ rng.standard_normal((2, 6))
+    stack = rng.standard_normal((40, 8, 6))
+    return stack, np.einsum("kij,ij->k", stack, truth), truth
+
+
+@pytest.mark.parametrize("linear_solver", ["cholesky", "cg"])
+@pytest.mark.parametrize("ridge", [0.0, 0.5])
+def test_functions_with_general_measurements(linear_solver, ridge):
+    stack, values, _ = measured()
+    options = {"sides": "columns", "linear_solver": linear_solver, "smoothing": 0.3, "tol": 1e-10, "max_iter": 400}
+    one = LowRankRegression(ridge, agop_power=0.375, **options).fit(stack, values).coef_
+    other = LowRankRegression(ridge, agop_power=lambda g: g**0.375, **options).fit(stack, values).coef_
+    np.testing.assert_allclose(other, one, atol=1e-7)
+
+
+@pytest.mark.parametrize("phi", FUNCTIONS)
+def test_weights_of_general_measurements(phi):
+    _, _, truth = measured()
+    weights = weights_of(truth, 0.3, phi, False)
+    other = np.random.default_rng(1).standard_normal(truth.shape)
+    got = weights.applied(other) * gram_unit(phi, weights.unit)
+    np.testing.assert_allclose(got, other @ feature_gram(truth.T @ truth, phi, 0.3), rtol=1e-9, atol=1e-9)
+
+
+def test_general_measurements_are_met_with_functions():
+    for seed in range(3):
+        stack, values, truth = measured(seed)
+        model = LowRankRegression(agop_power=mixed, sides="columns").fit(stack, values)
+        np.testing.assert_allclose(model.coef_, truth, atol=1e-5)
+    with pytest.raises(InputError, match='use sides="columns"'):
+        LowRankRegression(agop_power=mixed).fit(stack, values)
 
 
 # --- the parts ----------------------------------------------------------------------------------------------------

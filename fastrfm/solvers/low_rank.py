@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fastrfm._interrupt import check
+from fastrfm.agop import gram_unit, least_smoothing
 from fastrfm.factors import numerical_rank
 from fastrfm.low_rank_options import LowRankOptions
 from fastrfm.measurements import Measurements
@@ -83,15 +84,14 @@ def solve_low_rank(
     if size == 0.0:
         fit.stop_reason = "zero"
         return fit
-    power = 4.0 * options.agop_power
     begun = time.perf_counter()
-    first = solver.solve(None, options.ridge / size**power, np.zeros(values.size), _FIRST_TOL)
+    first = solver.solve(None, options.ridge / gram_unit(options.agop_power, size), np.zeros(values.size), _FIRST_TOL)
     assert first.matrix is not None
     # A vector a in no unit: W⁻¹ of the next step is another multiple of what it was.
-    fit.matrix, dual = first.matrix, first.dual / size**power
+    fit.matrix, dual = first.matrix, first.dual / gram_unit(options.agop_power, size)
     _record(fit, size, math.inf, first.inner_steps, 0, begun, options)
-    run = _Run(solver, options, begun, power, fit, dual)
-    path = _Path(options, measurements, solver.least_weight)
+    run = _Run(solver, options, begun, fit, dual)
+    path = _Path(options, measurements, solver.least_weight, size)
     if not path.may_be_stuck:
         run.descend(path)
         return fit
@@ -103,7 +103,7 @@ def solve_low_rank(
     halfway = fit.matrix, run.dual
     for rank in path.likely_ranks():
         fit.matrix, run.dual = start
-        attempt = _Path(options, measurements, solver.least_weight, rank)
+        attempt = _Path(options, measurements, solver.least_weight, size, rank)
         if run.descend(attempt) in ("converged", "max_iter", "zero"):
             return fit
     fit.matrix, run.dual = halfway
@@ -119,7 +119,6 @@ class _Run:
     solver: CholeskySystems | ConjugateGradients
     options: LowRankOptions
     begun: float
-    power: float
     fit: LowRankFit
     dual: np.ndarray
 
@@ -136,7 +135,7 @@ class _Run:
                 break
             fit.smoothing = path.advance(sigma, change, error)
             weights = weights_of(fit.matrix, fit.smoothing, options.agop_power, options.sides == "both")
-            unit = weights.unit**self.power
+            unit = gram_unit(options.agop_power, weights.unit)
             found = self.solver.solve(weights, options.ridge / unit, self.dual * unit, _INNER_TOL)
             if found.matrix is None:
                 fit.stop_reason = "floor"
@@ -171,7 +170,12 @@ class _Path:
     """ε of each step, and when to stop: from the singular values alone."""
 
     def __init__(
-        self, options: LowRankOptions, measurements: Measurements, least_weight: float, tried_rank: int | None = None
+        self,
+        options: LowRankOptions,
+        measurements: Measurements,
+        least_weight: float,
+        size: float,
+        tried_rank: int | None = None,
     ) -> None:
         n, n_rows, n_cols = measurements.shape
         self._options, self._least_weight = options, least_weight
@@ -190,7 +194,7 @@ class _Path:
         identifiable = int((total - math.sqrt(max(total * total - 4.0 * n, 0.0))) / 2.0)
         self._cap = max(1, min(identifiable, n_rows - 1, n_cols - 1))
         mean_weight = measurements.square_sum / (n_rows * n_cols)
-        self._sharp = ridge_smoothing(options.ridge, options.agop_power, options.effective_tol, mean_weight)
+        self._sharp = ridge_smoothing(options.ridge, options.agop_power, options.effective_tol, mean_weight, norm=size)
         self._floor, self._n_at_floor = 0.0, 0
 
     def advance(self, sigma: np.ndarray, change: float, error: float) -> float:
@@ -199,8 +203,9 @@ class _Path:
         if not isinstance(rule, str):
             self._smoothing = float(rule)
             return self._smoothing
-        least = max(self._least_weight ** (0.25 / self._options.agop_power), _LEAST)
-        self._floor = max(self._sharp, least * float(sigma[0]))
+        largest = float(sigma[0])
+        least = least_smoothing(self._options.agop_power, largest, self._least_weight)
+        self._floor = max(self._sharp, least, _LEAST * largest)
         before = self._smoothing
         self._look_for_stalls(sigma)
         if self._followed is not None:

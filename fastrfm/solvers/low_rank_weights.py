@@ -11,11 +11,13 @@ Everything is in units in which σ_1 = 1, so that no power overflows.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from fastrfm.agop import feature_weights
+from fastrfm.agop import feature_weights, gram_unit
+from fastrfm.options import Power
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,18 @@ class Weights:
         return self.restored(self.rows[:, None] * self.rotated(matrix) * self.cols)
 
 
-def weights_of(matrix: np.ndarray, smoothing: float, agop_power: float, is_two_sided: bool) -> Weights:
+def weights_of(matrix: np.ndarray, smoothing: float, agop_power: Power, is_two_sided: bool) -> Weights:
     """Return the weights that an estimate X, (n_rows, n_cols) and not zero, gives to the next regression."""
     left, sigma, right = np.linalg.svd(matrix, full_matrices=True)
     unit = float(sigma[0])
     # At the side that is longer further directions have an eigenvalue of zero.
     eigenvalues = np.zeros(max(matrix.shape))
     eigenvalues[: sigma.size] = (sigma / unit) ** 2
-    features = feature_weights(eigenvalues + (smoothing / unit) ** 2, agop_power)
+    eigenvalues += (smoothing / unit) ** 2
+    if callable(agop_power):  # which is given the unit of the data
+        features = feature_weights(eigenvalues * unit**2, agop_power) / math.sqrt(gram_unit(agop_power, unit))
+    else:
+        features = feature_weights(eigenvalues, agop_power)
     n_rows, n_cols = matrix.shape
     if is_two_sided:
         rows, cols = features[:n_rows], features[:n_cols]
