@@ -127,8 +127,8 @@ def penalty(singular_values: np.ndarray, agop_power: Power, smoothing: float) ->
     return float(sum(quad(slope, 0.0, end, epsabs=0.0, limit=400)[0] for end in ends))
 
 
-def feature_gram(gram: np.ndarray, agop_power: Power, smoothing: float, *, unit: float = 1.0) -> np.ndarray:
-    """Return K = ((G + smoothing² I) / unit²)^(2 agop_power), or φ(G + smoothing² I)² / φ(unit²)², (n, n) float64.
+def feature_gram(gram: np.ndarray, agop_power: Power, smoothing: float, *, unit: float | None = None) -> np.ndarray:
+    """Return K = (G + smoothing² I)^(2 agop_power), or φ(G + smoothing² I)², over its `unit`, (n, n) float64.
 
     Parameters
     ----------
@@ -138,11 +138,12 @@ def feature_gram(gram: np.ndarray, agop_power: Power, smoothing: float, *, unit:
         Above 0; or φ, see :func:`feature_weights`.
     smoothing : float
         ε, in the unit of the data.
-    unit : float
-        Above 0, in the unit of the data. With a unit near the size of the estimate no power overflows; the ridge that
-        goes with K is then λ / :func:`gram_unit`.
+    unit : float or None
+        Above 0, in the unit of the data: K is divided by :func:`gram_unit` of it. With a unit near the size of the
+        estimate no power overflows; the ridge that goes with K is then λ / :func:`gram_unit`.
     """
-    scale, shift = 1.0 / (unit * unit), (smoothing / unit) ** 2
+    size = 1.0 if unit is None else unit
+    scale, shift = 1.0 / (size * size), (smoothing / size) ** 2
     out = np.empty_like(gram)
     if agop_power in (0.5, 1.0):
         shift_and_mirror(gram, scale, shift, out)
@@ -151,7 +152,8 @@ def feature_gram(gram: np.ndarray, agop_power: Power, smoothing: float, *, unit:
     # Rounding can push the smallest eigenvalues of a Gram below zero; the true ones are not.
     kept = np.maximum(eigenvalues, 0.0)
     if callable(agop_power):
-        powers = feature_weights(kept + smoothing**2, agop_power) ** 2 / gram_unit(agop_power, unit)
+        powers = feature_weights(kept + smoothing**2, agop_power) ** 2
+        powers /= 1.0 if unit is None else gram_unit(agop_power, unit)
     else:
         powers = (kept * scale + shift) ** (2.0 * agop_power)
     return _self_product(np.ascontiguousarray((vectors * np.sqrt(powers)).T))
