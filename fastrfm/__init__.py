@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastrfm.estimators import MatrixCompletion as MatrixCompletion
+    from fastrfm.low_rank_regression import LowRankRegression as LowRankRegression
+    from fastrfm.measurements import RankOneMeasurements as RankOneMeasurements
     from fastrfm.observations import Observations as Observations
     from fastrfm.options import AUTOMATIC as AUTOMATIC
     from fastrfm.results import CompletionResult as CompletionResult
@@ -32,9 +34,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "AUTOMATIC": "fastrfm.options",
     "CompletionResult": "fastrfm.results",
+    "LowRankRegression": "fastrfm.low_rank_regression",
     "MatrixCompletion": "fastrfm.estimators",
     "Observations": "fastrfm.observations",
     "Offsets": "fastrfm.results",
+    "RankOneMeasurements": "fastrfm.measurements",
     "SparseRegression": "fastrfm.sparse_regression",
     "SparseRegressionCV": "fastrfm.sparse_cross_validation",
     "complete": "fastrfm.solvers.completion",
@@ -52,9 +56,11 @@ _HOMES = {
 __all__ = [
     "AUTOMATIC",
     "CompletionResult",
+    "LowRankRegression",
     "MatrixCompletion",
     "Observations",
     "Offsets",
+    "RankOneMeasurements",
     "SparseRegression",
     "SparseRegressionCV",
     "complete",

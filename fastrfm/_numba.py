@@ -150,8 +150,13 @@ def thread_limit(n_threads: int) -> Iterator[None]:
         numba.set_num_threads(before)
 
 
+def current_threads() -> int:
+    """Return the thread count that :func:`thread_limit` has set, or all where nobody has."""
+    return int(numba.get_num_threads())
+
+
 @contextmanager
 def blas_threads() -> Iterator[None]:
     """Let BLAS use as many threads as the kernels do; only for calls whose bits do not depend on it (``dsyrk``)."""
-    with _hold.lifted(int(numba.get_num_threads())):
+    with _hold.lifted(current_threads()):
         yield

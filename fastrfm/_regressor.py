@@ -105,10 +105,10 @@ class LinearRegressor(Parameters):
 
     def _check_fitted(self, method: str) -> None:
         if not self.__sklearn_is_fitted__():
-            raise _not_fitted_error()(f"this {type(self).__name__} is not fitted: call fit first, then {method}")
+            raise not_fitted_error()(f"this {type(self).__name__} is not fitted: call fit first, then {method}")
 
 
-def _not_fitted_error() -> type[NotFittedError]:
+def not_fitted_error() -> type[NotFittedError]:
     """Return our error, which is scikit-learn's as well where that is loaded."""
     sklearn = sys.modules.get("sklearn.exceptions")
     if sklearn is None:

@@ -17,7 +17,7 @@ from fastrfm._numba import check_thread_count, thread_limit
 from fastrfm.errors import InputError
 from fastrfm.merging import merged, rows_of
 from fastrfm.observations import Observations
-from fastrfm.options import AUTO, AUTOMATIC, CompletionOptions
+from fastrfm.options import AUTO, AUTOMATIC, CompletionOptions, Power
 from fastrfm.results import CompletionResult
 from fastrfm.solvers.completion import complete
 from fastrfm.solvers.new_rows import complete_rows, fitted_columns
@@ -82,7 +82,7 @@ class MatrixCompletion(Answers):
         rank: int | None = CompletionOptions.rank,
         *,
         method: str = CompletionOptions.method,
-        agop_power: float | str = AUTO,
+        agop_power: Power | str = AUTO,
         ridge: float | str = AUTO,
         offsets: bool | str = AUTO,
         count_power: float = CompletionOptions.count_power,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -26,6 +27,7 @@ FACTORED_POWER = 0.25  # below it the sparse part, which method "factored" drops
 TWO_SIDED_POWER = 0.5  # above it the two-sided weights have no penalty to go with them
 LARGEST_SEED = 2**32 - 1
 EXACT_TOL, NOISY_TOL = 1e-8, 1e-2
+Power = float | Callable[[Any], Any]  # of the AGOP, or a function of its eigenvalues
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,11 @@ class CompletionOptions:
         the smaller side is short and no rank is given and for powers below 1/4, else "factored".
     rank : int or None
         Largest rank of the answer: its leading directions are kept. None lets the data decide.
-    agop_power : float or "auto"
-        alpha > 0: features are reweighted by AGOP**alpha; the penalty is Schatten-p with p = 2 - 4 alpha.
+    agop_power : float, callable or "auto"
+        alpha > 0: features are reweighted by AGOP**alpha; the penalty is Schatten-p with p = 2 - 4 alpha. Or phi, a
+        function of the AGOP's eigenvalues (a float64 array, in the data's unit squared, epsilon**2 included) in the
+        place of the power: see ``fastrfm.agop`` for what it may return and the penalty that goes with it. It needs a
+        one-sided method and a ridge that is a number.
     ridge : float or "auto"
         lambda >= 0, the weight of the penalty against half the squared misfit; 0 interpolates the data. "auto" has
         `agop_power`, `offsets`, `implicit` and `bounds` chosen with it, those that are "auto" too, on entries held out
@@ -124,7 +129,9 @@ class CompletionOptions:
             _whole("rank", self.rank, 1)
         _whole("max_iter", self.max_iter, 1)
         _whole("random_state", self.random_state, 0, LARGEST_SEED)
-        if self.agop_power != AUTO:
+        if callable(self.agop_power):
+            self._check_function()
+        elif self.agop_power != AUTO:
             _number("agop_power", self.agop_power, 0.0, above=True)
             self._check_power(float(self.agop_power))
         if self.ridge != AUTO:
@@ -146,12 +153,21 @@ class CompletionOptions:
                 'use method="dense" or "factored" for larger powers'
             )
 
+    def _check_function(self) -> None:
+        if self.method == "two-sided":
+            raise InputError(
+                'method="two-sided" takes a power of the AGOP, not a function: use method="dense" or "factored"'
+            )
+        if self.ridge == AUTO:
+            raise InputError('ridge="auto" chooses among powers: give a ridge with a function for agop_power')
+
     @property
     def is_automatic(self) -> bool:
         """Whether something is to be chosen on entries held out."""
         has_way = self.method in ("auto", "factored") and self.smoothing == "auto"
-        is_near = self.agop_power == AUTO or float(self.agop_power) >= FACTORED_POWER
-        return self.ridge == AUTO and has_way and is_near
+        if self.ridge != AUTO or not has_way:
+            return False
+        return bool(self.agop_power == AUTO or float(self.agop_power) >= FACTORED_POWER)
 
     def settled(self) -> CompletionOptions:
         """Return the options with the defaults in place of "auto", but for `method`, `smoothing` and `bounds`."""
@@ -178,6 +194,14 @@ class CompletionOptions:
         """Return all options by name, with `tol` as it is used; `bounds` are kept with a result by themselves."""
         values = {option.name: getattr(self, option.name) for option in fields(self) if option.name != "bounds"}
         return {**values, "tol": self.effective_tol}
+
+
+def name_of(agop_power: Power) -> Any:
+    """Return a number as it is, and a function by its name: what files and messages say."""
+    if not callable(agop_power):
+        return agop_power
+    name = getattr(agop_power, "__qualname__", type(agop_power).__qualname__)
+    return f"{getattr(agop_power, '__module__', None) or '?'}.{name}"
 
 
 def _check_bounds(bounds: Any) -> None:

@@ -25,10 +25,12 @@ class SparseOptions:
     ridge : float
         lambda >= 0, the weight of the penalty against half the squared misfit. 0 interpolates the data, where there are
         fewer samples than features; where there are more it is least squares.
-    agop_power : float
+    agop_power : float or callable
         alpha > 0: coordinates are reweighted by (coefficient²)**alpha. The penalty is sum |b|^p / p with
         p = 2 - 4 alpha: 1/4 is the lasso, 1/2 the logarithm, 1 the least biased. Below 1/4 nothing becomes exactly
-        zero, at 0 it would be ridge regression.
+        zero, at 0 it would be ridge regression. Or phi, a function of the array of coefficient² + epsilon² in the place
+        of the power (see ``fastrfm.agop``): systems over all columns are solved then, and nothing becomes exactly zero
+        where there is a ridge.
     fit_intercept : bool
     tol : float
         Stop when the coefficients' relative change falls below it.
@@ -48,7 +50,7 @@ class SparseOptions:
     """
 
     ridge: float = 0.0
-    agop_power: float = 0.5
+    agop_power: Any = 0.5
     fit_intercept: bool = True
     tol: float = 1e-8
     max_iter: int = 1000
@@ -59,7 +61,8 @@ class SparseOptions:
 
     def __post_init__(self) -> None:
         _number("ridge", self.ridge, 0.0)
-        _number("agop_power", self.agop_power, 0.0, above=True)
+        if not callable(self.agop_power):
+            _number("agop_power", self.agop_power, 0.0, above=True)
         if not isinstance(self.fit_intercept, bool):
             raise InputError(f"fit_intercept must be True or False, got {self.fit_intercept!r}")
         _number("tol", self.tol, 0.0)
@@ -74,13 +77,14 @@ class SparseOptions:
 
     @property
     def penalty_power(self) -> float:
-        """The exponent p = 2 - 4 agop_power of the penalty."""
-        return 2.0 - 4.0 * self.agop_power
+        """The exponent p = 2 - 4 agop_power of the penalty; of powers only."""
+        return float(2.0 - 4.0 * self.agop_power)
 
     @property
     def is_sharp(self) -> bool:
         """Whether the penalty's own minimum is followed, on the columns that it selects."""
-        return self.ridge > 0.0 and self.agop_power >= LASSO_POWER and self.smoothing == "auto"
+        is_selecting = not callable(self.agop_power) and self.agop_power >= LASSO_POWER
+        return self.ridge > 0.0 and is_selecting and self.smoothing == "auto"
 
 
 SPARSE_DEFAULTS: dict[str, Any] = {option.name: option.default for option in fields(SparseOptions)}

@@ -42,6 +42,7 @@ from fastrfm.atomic import PathLike
 from fastrfm.blocks import RowBlocks, index_dtype_for
 from fastrfm.errors import FileFormatError, InputError
 from fastrfm.observations import Observations
+from fastrfm.options import name_of
 from fastrfm.outputs import write_dense as write_dense  # part of this module's face, written block by block there
 from fastrfm.outputs import write_top as write_top
 from fastrfm.results import CompletionResult, Offsets, Selection
@@ -222,7 +223,7 @@ def write_result(path: PathLike, result: CompletionResult, *, force: bool = Fals
             _write_selection(group.create_group("selection"), result.selection)
         options = group.create_group("options")
         for name, value in result.options.items():
-            set_attribute(options, name, value)
+            set_attribute(options, name, name_of(value))
         write_names(file, result.row_names, result.col_names)
 
 

@@ -329,7 +329,9 @@ def what_to_do(stop_reason: str) -> str:
 def options_in_words(result: CompletionResult) -> str:
     """Return the method and the options that shape the answer."""
     used = result.options
-    parts = [str(used["method"]), f"agop-power {used['agop_power']:g}", f"ridge {used['ridge']:g}"]
+    power = used["agop_power"]
+    power = power if isinstance(power, str) else f"{power:g}"  # files keep the name of a function
+    parts = [str(used["method"]), f"agop-power {power}", f"ridge {used['ridge']:g}"]
     if used["rank"] is not None:
         parts.append(f"rank at most {used['rank']}")
     parts += [f"with {'joint ' if used['offsets'] == JOINT else ''}offsets"] if used["offsets"] else []

@@ -21,6 +21,7 @@ from fastrfm._hdf5 import TEXT, get_attribute, get_dataset, get_group, reading, 
 from fastrfm.atomic import PathLike, check_output
 from fastrfm.blocks import RowBlocks
 from fastrfm.errors import CheckpointWarning, FileFormatError, InputError, WriteError
+from fastrfm.options import name_of
 from fastrfm.results import CompletionResult
 
 FORMAT_VERSION = 1
@@ -40,6 +41,15 @@ def digest_of_result(result: CompletionResult | None) -> str:
 def digest_of_mask(is_held: np.ndarray) -> str:
     """Return a digest of which entries are held out."""
     return hashlib.blake2b(np.packbits(is_held).tobytes(), digest_size=16).hexdigest()
+
+
+def digest_of_power(agop_power: Any) -> Any:
+    """Return a power as it is; of a function its name and a digest of its values: another one is another run."""
+    if not callable(agop_power):
+        return agop_power
+    with np.errstate(all="ignore"):
+        values = np.asarray(agop_power(np.geomspace(1e-12, 1e12, 97)), dtype=np.float64)
+    return f"{name_of(agop_power)} {hashlib.blake2b(values.tobytes(), digest_size=16).hexdigest()}"
 
 
 def digest(observations: RowBlocks) -> str:

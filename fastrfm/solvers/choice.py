@@ -33,6 +33,8 @@ def choose_method(observations: RowBlocks, options: CompletionOptions, *, is_war
     """
     if options.method != "auto":
         return options.method
+    if callable(options.agop_power):
+        return one_sided(observations, options)
     is_exact = options.ridge == 0.0 and options.smoothing == "auto" and options.agop_power >= FACTORED_POWER
     if options.agop_power <= TWO_SIDED_POWER and (is_exact or is_warm):
         return "two-sided"
@@ -42,7 +44,8 @@ def choose_method(observations: RowBlocks, options: CompletionOptions, *, is_war
 def one_sided(observations: RowBlocks, options: CompletionOptions) -> str:
     """Return the one-sided method that "auto" takes: dense for a short side without a rank, factored otherwise."""
     is_short = options.rank is None and min(observations.shape) <= AUTO_DENSE_SIDE
-    return "dense" if is_short or options.agop_power < FACTORED_POWER else "factored"
+    is_low = not callable(options.agop_power) and options.agop_power < FACTORED_POWER
+    return "dense" if is_short or is_low else "factored"
 
 
 def options_of_try(options: CompletionOptions) -> CompletionOptions:

@@ -20,10 +20,10 @@ from fastrfm.errors import InputError, NotConvergedWarning, RankWarning
 from fastrfm.factors import canonical_factors
 from fastrfm.kernels.residual import masked_residual
 from fastrfm.observations import Observations
-from fastrfm.options import AUTO, TWO_SIDED_POWER, CompletionOptions
+from fastrfm.options import AUTO, TWO_SIDED_POWER, CompletionOptions, Power
 from fastrfm.results import CompletionResult, Offsets
 from fastrfm.solvers.automatic import AutomaticFit, with_validation
-from fastrfm.solvers.checkpoint import Checkpoint, digest, digest_of_mask, digest_of_result
+from fastrfm.solvers.checkpoint import Checkpoint, digest, digest_of_mask, digest_of_power, digest_of_result
 from fastrfm.solvers.monitor import Iteration
 from fastrfm.solvers.rounds import Fit, fit_in_rounds
 from fastrfm.solvers.runs import Outcome, run
@@ -39,7 +39,7 @@ def complete(
     rank: int | None = None,
     *,
     method: str = CompletionOptions.method,
-    agop_power: float | str = CompletionOptions.agop_power,
+    agop_power: Power | str = CompletionOptions.agop_power,
     ridge: float | str = CompletionOptions.ridge,
     offsets: bool | str = CompletionOptions.offsets,
     count_power: float = CompletionOptions.count_power,
@@ -118,7 +118,8 @@ def complete(
     Notes
     -----
     Minimises ½ Σ w (X − Y)² over the observed entries + λ ψ(X), with ψ the smoothed Schatten-p penalty,
-    p = 2 − 4 agop_power, and weights w of one unless the observations have others; with λ = 0, ψ(X) among the X that
+    p = 2 − 4 agop_power (what :func:`fastrfm.agop.penalty` says for a function in its place), and weights w of one
+    unless the observations have others; with λ = 0, ψ(X) among the X that
     interpolate the data. The kernels' threads do not survive a fork: start worker processes by "spawn" or "forkserver"
     (joblib does). Source: Radhakrishnan, Belkin, Drusvyatskiy, arXiv 2401.04553.
 
@@ -168,7 +169,8 @@ def complete(
         observations, is_held = with_validation(observations, validation)
     if options.huber is not None and options.ridge == 0.0:
         raise InputError('huber needs a ridge, for without one every entry is met: give one, or ridge="auto"')
-    _check_size(observations, TWO_SIDED_POWER if options.agop_power == AUTO else float(options.agop_power))
+    is_number = options.agop_power != AUTO and not callable(options.agop_power)
+    _check_size(observations, float(options.agop_power) if is_number else TWO_SIDED_POWER)
     needs_weights = observations.is_weighted or options.count_power > 0.0 or options.huber is not None
     if needs_weights and (options.method == "two-sided" or start is not None):
         raise InputError(
@@ -179,6 +181,7 @@ def complete(
         keeper = None
         if checkpoint is not None:
             about = {**options.as_dict(), "start": digest_of_result(start), "observations": digest(observations)}
+            about["agop_power"] = digest_of_power(options.agop_power)
             about["side"] = side.digest() if side else ""
             about["validation"] = "" if is_held is None else digest_of_mask(is_held)
             keeper = Checkpoint.open(checkpoint, every, about, resume=resume)

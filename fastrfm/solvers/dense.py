@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fastrfm.agop import feature_gram
+from fastrfm.agop import feature_gram, gram_unit, least_smoothing
 from fastrfm.blocks import RowBlock, RowBlocks
 from fastrfm.factors import numerical_rank, tall_qr
 from fastrfm.kernels.gram import accumulate_gram
@@ -35,6 +35,8 @@ CG_FROM = 400
 N_PROBES = 8
 # G squares the condition number: directions below this share of the norm drown in its rounding.
 GRAM_RESOLUTION = 1e-7
+# The smallest useful ε, of ‖X‖_F, and K on lost directions: K must stay positive definite in spite of G's rounding.
+_LEAST_SMOOTHING, _LEAST_SHARE = 1e-8, 1e-14
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,9 @@ def solve_dense(
     data_norm, total_weight = observations.norm, float(observations.row_weights.sum())
     monitor = Monitor(options, data_norm, callback)
     smoothing = data_norm if isinstance(options.smoothing, str) else float(options.smoothing)
-    least = ridge_smoothing(options.ridge, options.agop_power, options.effective_tol, observations.mean_weight)
+    least = ridge_smoothing(
+        options.ridge, options.agop_power, options.effective_tol, observations.mean_weight, norm=data_norm
+    )
     n_cols = observations.n_cols
     # Scaled so that the expected squared norm of sketch changes is the squared Frobenius norm of X's.
     probes = np.random.default_rng(options.random_state).standard_normal((n_cols, N_PROBES)) / np.sqrt(N_PROBES)
@@ -180,12 +184,12 @@ def solve_dense(
             checkpoint.write(monitor.n_iter, {**now, "monitor": monitor.state()})
         unit = norm or 1.0
         kernel_matrix = feature_gram(gram, options.agop_power, smoothing, unit=unit)
-        ridge = options.ridge / unit ** (4.0 * options.agop_power)
+        ridge = options.ridge / gram_unit(options.agop_power, unit)
         step = dense_step(observations, kernel_matrix, ridge, probes, buffer)
         change = float(np.linalg.norm(step.sketch - sketch))
         sketch, gram = step.sketch, step.gram
         norm = float(np.sqrt(np.trace(gram)))
-        floor = max(smoothing_floor(options.agop_power) * norm, least)
+        floor = max(least_smoothing(options.agop_power, norm, _LEAST_SHARE), _LEAST_SMOOTHING * norm, least)
         is_done = monitor.record(
             smoothing=smoothing,
             floor=floor,
@@ -207,11 +211,6 @@ def solve_dense(
     right = _leading_directions(gram, options, smoothing, data_norm)
     left, right = _project(observations, kernel_matrix, ridge, right, buffer)
     return left, right, monitor
-
-
-def smoothing_floor(agop_power: float) -> float:
-    """Return the smallest useful ε / ‖X‖_F: K must stay positive definite in float64 in spite of G's rounding."""
-    return float(max(1e-14 ** (1.0 / (4.0 * agop_power)), 1e-8))
 
 
 def _sigma_next(gram: np.ndarray, options: CompletionOptions) -> float:

@@ -21,12 +21,13 @@ from typing import Any
 
 import numpy as np
 
+from fastrfm.agop import feature_weights
 from fastrfm.blocks import RowBlocks
-from fastrfm.errors import RankWarning
+from fastrfm.errors import InputError, RankWarning
 from fastrfm.factors import numerical_rank, tall_qr
 from fastrfm.kernels.adjoint import add_adjoint_columns
 from fastrfm.kernels.row_solves import replace_rows, solve_factored_rows
-from fastrfm.options import CompletionOptions
+from fastrfm.options import CompletionOptions, Power, name_of
 from fastrfm.solvers.checkpoint import Checkpoint
 from fastrfm.solvers.monitor import Iteration, Monitor
 from fastrfm.solvers.smoothing import next_smoothing, ridge_smoothing
@@ -39,6 +40,7 @@ _FLOOR = 1e-15  # of the data's norm: directions below it are rounding
 # In units of the features' own Gram, whose rounding is 1e-16: a smaller penalty would leave pivots of pure rounding.
 _LEAST_PENALTY = 1e-14
 _LEAST_POWER = 1e-300
+_RISE, _LEAST_GROWTH = 1e-12, 1e-100  # of a function φ: what counts as falling, and what as flat
 _BARELY_ABOVE = 1.0 + 1e-10  # a direction at ε itself has weight d = 0
 
 
@@ -109,7 +111,7 @@ class RowRegression:
 
 
 def feature_factors(
-    singular_values: np.ndarray, basis: np.ndarray, *, smoothing: float, agop_power: float, ridge: float
+    singular_values: np.ndarray, basis: np.ndarray, *, smoothing: float, agop_power: Power, ridge: float
 ) -> FeatureFactors:
     """Return the feature Gram of an estimate in factored form.
 
@@ -120,14 +122,37 @@ def feature_factors(
         The right singular vectors that go with them.
     smoothing : float
         ε; directions with σ_j > ε enter V.
-    agop_power, ridge : float
+    agop_power : float or callable
+    ridge : float
+
+    Raises
+    ------
+    InputError
+        If a function in place of the power falls somewhere, or is 0 at ε².
     """
-    power = 4.0 * agop_power
     k = int(np.count_nonzero(singular_values > smoothing * _BARELY_ABOVE))
     # Everything relative to δ: ratios neither overflow nor lose the scale of the data.
-    noise = ridge / max(smoothing**power, _LEAST_POWER)
-    penalty = (1.0 + noise) / ((singular_values[:k] / smoothing) ** power - 1.0)
+    growth, least = _growth(singular_values[:k], smoothing, agop_power)
+    noise = ridge / max(least, _LEAST_POWER)
+    penalty = (1.0 + noise) / growth
     return FeatureFactors(basis, np.maximum(penalty, _LEAST_PENALTY), 1.0 / (1.0 + noise))
+
+
+def _growth(singular_values: np.ndarray, smoothing: float, agop_power: Power) -> tuple[np.ndarray, float]:
+    """Return d / δ for every direction, and δ."""
+    if not callable(agop_power):
+        power = 4.0 * agop_power
+        return np.asarray((singular_values / smoothing) ** power - 1.0), smoothing**power
+    weights = feature_weights(np.append(singular_values, smoothing) ** 2, agop_power)
+    if not singular_values.size:
+        return singular_values, float(weights[-1] ** 2)
+    if weights[-1] == 0.0 or (np.diff(weights) > _RISE * weights.max()).any():
+        raise InputError(
+            'method="factored" needs a function for agop_power that is above 0 and does not fall, but '
+            f"{name_of(agop_power)} is {weights[-1]:.3g} at {smoothing**2:.3g} and from {weights[:-1].min():.3g} to "
+            f'{weights[:-1].max():.3g} at the directions above: use method="dense"'
+        )
+    return np.maximum((weights[:-1] / weights[-1]) ** 2 - 1.0, _LEAST_GROWTH), float(weights[-1] ** 2)
 
 
 def regress_rows(observations: RowBlocks, features: FeatureFactors, before: LowRankPart | None = None) -> RowRegression:
@@ -234,7 +259,9 @@ def solve_factored(
     data_norm, total_weight = observations.norm, float(observations.row_weights.sum())
     monitor = Monitor(options, data_norm, callback)
     smoothing = data_norm if isinstance(options.smoothing, str) else float(options.smoothing)
-    least = ridge_smoothing(options.ridge, options.agop_power, options.effective_tol, observations.mean_weight)
+    least = ridge_smoothing(
+        options.ridge, options.agop_power, options.effective_tol, observations.mean_weight, norm=data_norm
+    )
     floor = max(_FLOOR * data_norm, least)
     wanted = FIRST_BLOCK if options.rank is None else options.rank + EXTRA_DIRECTIONS
     largest = min(LARGEST_BLOCK if options.rank is None else wanted, *observations.shape)

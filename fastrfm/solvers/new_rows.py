@@ -12,8 +12,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from fastrfm.agop import feature_weights
 from fastrfm.blocks import RowBlocks
+from fastrfm.errors import InputError
 from fastrfm.observations import Observations
+from fastrfm.options import Power
 from fastrfm.results import CompletionResult, Offsets
 from fastrfm.solvers.factored import FeatureFactors, regress_rows
 from fastrfm.solvers.offsets import row_residual_sums
@@ -93,12 +96,28 @@ def row_penalty(result: CompletionResult) -> np.ndarray:
     return direction_penalty(result.singular_values, result.options["ridge"], result.options["agop_power"])
 
 
-def direction_penalty(sigma: np.ndarray, ridge: float, agop_power: float) -> np.ndarray:
-    """Return λ / σ^(4α) for singular values, (k,) float64 descending and above 0, kept above rounding."""
-    power = 4.0 * agop_power
-    fading = np.maximum((sigma[-1:] / sigma) ** power, _LEAST_SHARE)
+def direction_penalty(sigma: np.ndarray, ridge: float, agop_power: Power) -> np.ndarray:
+    """Return λ / σ^(4α) for singular values, (k,) float64 descending and above 0, kept above rounding.
+
+    Raises
+    ------
+    InputError
+        If the power is but the name of a function, as results read from a file have it.
+    """
+    if isinstance(agop_power, str):
+        raise InputError(
+            f"the function {agop_power}, which stood for agop_power, is not in the file: put it into "
+            'result.options["agop_power"] first'
+        )
+    if callable(agop_power):
+        grams = feature_weights(sigma**2, agop_power) ** 2 if sigma.size else sigma
+        fading = np.maximum(grams[-1:] / np.maximum(grams, np.finfo(np.float64).tiny), _LEAST_SHARE)
+    else:
+        power = 4.0 * agop_power
+        fading = np.maximum((sigma[-1:] / sigma) ** power, _LEAST_SHARE)
+        grams = sigma**power
     with np.errstate(over="ignore", divide="ignore"):  # infinities are clipped below
-        penalty = ridge / sigma**power if ridge > 0.0 else np.zeros(sigma.size)
+        penalty = ridge / grams if ridge > 0.0 else np.zeros(sigma.size)
     return np.clip(penalty, _FADING_PENALTY * fading, _LARGEST_PENALTY)
 
 

@@ -19,11 +19,13 @@ from __future__ import annotations
 
 import math
 
+from fastrfm.agop import size_of_gram
+from fastrfm.options import Power
+
 CHANGE_SHARE = 0.1
 ERROR_SHARE = 0.3
 LARGEST_DROP = 2.0
 GEOMETRIC_FACTOR = 1.05
-_LARGEST_EXPONENT = 600.0  # e to this power is still a float64
 
 
 def next_smoothing(
@@ -58,15 +60,17 @@ def next_smoothing(
     return min(smoothing, max(wanted, floor))
 
 
-def ridge_smoothing(ridge: float, agop_power: float, tol: float, mean_weight: float = 1.0) -> float:
+def ridge_smoothing(
+    ridge: float, agop_power: Power, tol: float, mean_weight: float = 1.0, *, norm: float = 1.0
+) -> float:
     """Return the ε, in the data's unit, at which the smoothed penalty is sharp to within `tol`; 0 without ridge.
 
-    A ridge removes directions up to about σ = (λ/w)^(1/(4α)), w the geometric mean of the weights; on those that stay,
+    A ridge removes directions up to about σ = (λ/w)^(1/(4α)), w the geometric mean of the weights (up to φ(σ²)² = λ/w
+    for a function, looked for around `norm`); on those that stay,
     smoothing changes the penalty by about (ε/σ)². Below this ε nothing is won, and the iteration slows down in
     proportion: new directions enter through the share δ / (λ/w + δ) of the residual that the estimate keeps. A mean led
     by heavy entries would all but stop the light ones, one led by light entries cut off what the heavy ones tell.
     """
     if ridge == 0.0:
         return 0.0
-    exponent = math.log(ridge / mean_weight) / (4.0 * agop_power)
-    return math.sqrt(tol) * math.exp(min(exponent, _LARGEST_EXPONENT))
+    return math.sqrt(tol) * size_of_gram(agop_power, ridge / mean_weight, norm)

@@ -17,8 +17,10 @@ import numpy as np
 from scipy.linalg.lapack import dpocon, dpotrf, dpotrs
 
 from fastrfm._interrupt import check
+from fastrfm.agop import feature_weights, gram_unit
 from fastrfm.designs import DenseDesign, Design
 from fastrfm.errors import InputError
+from fastrfm.options import Power
 from fastrfm.sparse_options import LASSO_POWER, SparseOptions
 
 LARGEST_GRAM = 6000  # side of a Gram that is factored; beyond it conjugate gradients
@@ -76,10 +78,12 @@ def interpolate(design: Design, target: np.ndarray, options: SparseOptions) -> D
     n_rows, n_features = design.shape
     if n_rows == n_features and isinstance(design, DenseDesign):
         return Descent(np.linalg.solve(design.matrix, target), 1, "unique")
-    attempts = [(options.agop_power, drop) for drop in _DROPS]
-    if options.agop_power > _GENTLE_POWER:
+    attempts: list[tuple[Power, float]] = [(options.agop_power, drop) for drop in _DROPS]
+    is_function = callable(options.agop_power)
+    if not is_function and options.agop_power > _GENTLE_POWER:
         attempts.append((_GENTLE_POWER, _DROPS[-1]))
-    if options.smoothing != "auto" or options.agop_power <= LASSO_POWER:  # convex: there is one answer
+    is_convex = not is_function and options.agop_power <= LASSO_POWER
+    if options.smoothing != "auto" or is_convex:  # there is one answer
         attempts = attempts[:1]
     first: Descent | None = None
     for agop_power, drop in attempts:
@@ -96,7 +100,7 @@ def descend(
     design: Design,
     target: np.ndarray,
     options: SparseOptions,
-    agop_power: float,
+    agop_power: Power,
     drop: float = 1.3,
     start: np.ndarray | None = None,
 ) -> Descent:
@@ -114,10 +118,10 @@ def descend(
     solver = _Systems(design, target, options)
     smoothing = float(options.smoothing) if is_fixed else scale
     begun, floor, n_at_floor = time.perf_counter(), 0.0, 0
-    weights = np.full(coef.size, scale ** (4.0 * agop_power))
+    weights = np.full(coef.size, gram_unit(agop_power, scale))
     if start is not None and start.any():
         smoothing = float(options.smoothing) if is_fixed else _FIRST_SHARE * float(np.abs(start).max())
-        weights = (start**2 + smoothing**2) ** (2.0 * agop_power)
+        weights = _gram_weights(start, smoothing, agop_power)
     while True:
         check()
         following = solver.solve(weights)
@@ -151,9 +155,16 @@ def descend(
         if not is_fixed:
             floor = largest * (_FLOOR if ridge == 0.0 else _RIDGE_FLOOR)
             smoothing = min(smoothing, max(smoothing / drop, floor))
-        weights = (coef**2 + smoothing**2) ** (2.0 * agop_power)
+        weights = _gram_weights(coef, smoothing, agop_power)
     out.coef = coef
     return out
+
+
+def _gram_weights(coef: np.ndarray, smoothing: float, agop_power: Power) -> np.ndarray:
+    """Return K's diagonal, (n_features,)."""
+    if callable(agop_power):
+        return np.asarray(feature_weights(coef**2 + smoothing**2, agop_power) ** 2)
+    return np.asarray((coef**2 + smoothing**2) ** (2.0 * agop_power))
 
 
 class _Systems:

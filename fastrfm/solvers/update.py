@@ -148,7 +148,9 @@ def _record(
     square_sum: float,
 ) -> None:
     weight = observations.mean_weight
-    smoothing = ridge_smoothing(options.ridge, options.agop_power, options.effective_tol, weight)
+    smoothing = ridge_smoothing(
+        options.ridge, options.agop_power, options.effective_tol, weight, norm=observations.norm
+    )
     difference = (np.column_stack([after[0], -before[0]]), np.column_stack([after[1], before[1]]))
     monitor.record(
         smoothing=smoothing,
