@@ -57,6 +57,7 @@ LAYERS = [
     "_regressor",
     "sparse_regression",
     "sparse_cross_validation",
+    "baselines",
     "_figures",
     "matrix_plots",
     "plots",

@@ -1,0 +1,31 @@
+"""Reference methods that lin-RFM is compared with, each as its paper has it, compiled and tuned.
+
+They share the package's kernels, observations and results, and stop on observed data alone. The names load on first
+use. Layer: above ``estimators``; ``scripts/reproduce_paper.py`` uses them, nothing in the package does.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastrfm.baselines.deep_linear import deep_linear_network as deep_linear_network
+
+_HOMES = {
+    "deep_linear_network": "fastrfm.baselines.deep_linear",
+}
+
+__all__ = [
+    "deep_linear_network",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'fastrfm.baselines' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,119 @@
+"""The reference methods: they equal naive twins, recover what they should, scale with the data, refuse bad input."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+from problems import Problem, low_rank_problem
+
+from fastrfm.baselines import deep_linear_network
+from fastrfm.baselines.deep_linear import Network
+from fastrfm.errors import InputError, NotConvergedWarning
+
+
+def small_problem(seed: int = 0, n_rows: int = 9, n_cols: int = 7, rank: int = 2) -> Problem:
+    return low_rank_problem(n_rows, n_cols, rank, oversampling=1.4, condition_number=2.0, seed=seed)
+
+
+def product(layers: list[np.ndarray]) -> np.ndarray:
+    """Return W_L … W_1 of [W_1, …, W_L]."""
+    whole = layers[0]
+    for layer in layers[1:]:
+        whole = layer @ whole
+    return whole
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_network_steps_are_gradient_descent(depth, dtype):
+    problem, step, atol = small_problem(), 0.05, 1e-12 if dtype == "float64" else 1e-5
+    network = Network(problem.observations, depth, 5, 2.0, np.dtype(dtype))
+    network.begin(0.7, 3)
+    layers = [layer.T.astype(np.float64) for layer in network._layers] + [network._last.astype(np.float64)]
+    assert np.linalg.norm(product(layers)) == pytest.approx(0.7, rel=1e-6)
+    for _ in range(3):
+        residual = np.where(problem.mask, product(layers) - problem.truth / 2.0, 0.0)
+        np.testing.assert_allclose(
+            network.residual(), residual[problem.mask], atol=1e-12 if dtype == "float64" else 1e-5
+        )
+        network.descend(step)
+        gradients = []
+        for t in range(depth):
+            above = product(layers[t + 1 :]) if t + 1 < depth else np.eye(9)
+            below = product(layers[:t]) if t else np.eye(7)
+            gradients.append(above.T @ residual @ below.T)
+        layers = [layer - step * gradient for layer, gradient in zip(layers, gradients, strict=True)]
+    np.testing.assert_allclose(network.dense(), 2.0 * product(layers), atol=atol)
+
+
+@pytest.mark.compiled_only
+@pytest.mark.parametrize("depth", [2, 3, 4])
+def test_deep_linear_networks_recover(depth):
+    errors = []
+    for seed in range(3):
+        problem = low_rank_problem(40, 30, 2, oversampling=4.0, condition_number=2.0, seed=seed)
+        result = deep_linear_network(problem.observations, depth=depth, step=1.5, tol=1e-3)
+        assert result.stop_reason == "converged" and result.n_iter == len(result.history["seconds"])
+        errors.append(problem.relative_error(result.to_dense()))
+    assert sum(error < 1e-2 for error in errors) >= 2, errors
+
+
+def test_deep_linear_network_scales_and_repeats():
+    problem = small_problem()
+    options = {"depth": 3, "init_scale": 1e-2, "tol": 1e-12, "max_iter": 40}
+    with pytest.warns(NotConvergedWarning, match="max_iter"):
+        first = deep_linear_network(problem.observations, **options)
+        again = deep_linear_network(problem.observations, **options)
+        larger = deep_linear_network(observe(1e9 * problem.truth, problem.mask), **options)
+    np.testing.assert_array_equal(first.to_dense(), again.to_dense())
+    np.testing.assert_allclose(larger.to_dense(), 1e9 * first.to_dense(), rtol=1e-9, atol=1.0)
+
+
+@pytest.mark.compiled_only
+def test_steps_that_are_too_long_are_halved():
+    problem = small_problem()
+    result = deep_linear_network(problem.observations, depth=2, step=64.0, init_scale=1e-2, tol=1e-2, max_iter=20_000)
+    steps = result.history["step"]
+    assert result.stop_reason == "converged" and steps[0] == 64.0
+    assert set(steps) <= {64.0 / 2**k for k in range(21)} and result.options["step"] == steps[-1] < 64.0
+
+
+def test_network_ends_when_asked():
+    problem, seen = small_problem(), []
+
+    def watch(n_iter, estimate):
+        seen.append((n_iter, estimate))
+        return n_iter == 3
+
+    result = deep_linear_network(problem.observations, callback=watch)
+    assert result.stop_reason == "callback" and [n for n, _ in seen] == [1, 2, 3]
+    assert seen[-1][1].shape == (9, 7)
+    np.testing.assert_allclose(
+        np.sqrt(np.mean((seen[-1][1] - problem.truth)[problem.mask] ** 2)), result.history["masked_rmse"][-1]
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a limit that was asked for is no trouble
+        assert deep_linear_network(problem.observations, max_seconds=1e-9).stop_reason == "max_seconds"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"depth": 1}, {"depth": 2.5}, {"width": 0}, {"step": 0.0}, {"step": "fast"}, {"init_scale": -1.0}, {"tol": 0.0},
+        {"max_iter": 0}, {"max_seconds": 0.0}, {"dtype": "float16"}, {"n_threads": 0},
+    ],
+)  # fmt: skip
+def test_deep_linear_network_refuses(options):
+    with pytest.raises(InputError, match=next(iter(options))):
+        deep_linear_network(small_problem().observations, **options)
+
+
+def test_baselines_refuse_observations():
+    observations = small_problem().observations
+    weighted = observations.with_weights(np.linspace(1.0, 2.0, observations.n_observed))
+    zero = observations.with_values(np.zeros(observations.n_observed))
+    for given, match in ((weighted, "weights"), (zero, "zero"), (np.eye(3), "Observations")):
+        with pytest.raises(InputError, match=match):
+            deep_linear_network(given)
