@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
-from problems import Problem, low_rank_problem
+from problems import Problem, low_rank_problem, observe
 
 from fastrfm.baselines import deep_linear_network
 from fastrfm.baselines.deep_linear import Network

@@ -41,7 +41,8 @@ from fastrfm.results import CompletionResult
 
 # The start's norm over the matrix's, by depth. Plateaus last log(1 / scale) at depth 2 and a power of 1 / scale beyond;
 # what the start leaves in the wrong directions falls with it. On 100 x 100, rank 3, 5 entries per degree of freedom,
-# depth 2 gave errors of 7e-2 from 1e-3, 1e-2 from 1e-5 and 5e-4 from 1e-10; at 500 x 500, rank 5 it took 9876 steps from 1e-14, 341 from 1e-20.
+# depth 2 gave errors of 7e-2 from 1e-3, 1e-2 from 1e-5 and 5e-4 from 1e-10; on 500 x 500, rank 5, it took 9876 steps
+# from 1e-14 and 341 from 1e-20.
 INIT_SCALES = {2: 1e-20, 3: 1e-6, 4: 1e-5}
 DEEPER_INIT_SCALE = 1e-4
 _WORTH_THREADS = 1 << 26
