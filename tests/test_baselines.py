@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from problems import Problem, low_rank_problem, observe
 
-from fastrfm.baselines import deep_linear_network
+from fastrfm.baselines import deep_diagonal_network, deep_linear_network
 from fastrfm.baselines.deep_linear import Network
 from fastrfm.errors import InputError, NotConvergedWarning
 
@@ -117,3 +117,74 @@ def test_baselines_refuse_observations():
     for given, match in ((weighted, "weights"), (zero, "zero"), (np.eye(3), "Observations")):
         with pytest.raises(InputError, match=match):
             deep_linear_network(given)
+
+
+def sparse_problem(seed: int, n_samples: int, n_features: int, n_ones: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    matrix, coef = rng.standard_normal((n_samples, n_features)), np.zeros(n_features)
+    coef[rng.permutation(n_features)[:n_ones]] = 1.0
+    return matrix, coef
+
+
+@pytest.mark.parametrize("depth", [2, 3, 5])
+def test_diagonal_network_steps_are_gradient_descent(depth):
+    matrix, coef = sparse_problem(0, 6, 9, 2)
+    target, seen = matrix @ coef, []
+
+    def watch(n_iter, estimate):
+        seen.append(estimate)
+        return n_iter == 4
+
+    options = {"depth": depth, "step": 0.7, "init_scale": 1e-2}
+    deep_diagonal_network(matrix, target, callback=watch, **options)
+    marginal = np.abs(matrix.T @ target) / np.square(matrix).sum(axis=0)
+    unit, noise = marginal.max(), 1.4826 * np.median(marginal)
+    slopes = np.sqrt(np.maximum(marginal**2 - min(noise, 0.9 * unit) ** 2, 0.0) / unit**2) ** (1.0 - 1.0 / depth)
+    curvature = depth**2 * np.linalg.norm(matrix * slopes, 2) ** 2
+    u = v = np.full(9, 1e-2 ** (1.0 / depth))
+    for estimate in seen:
+        gradient = matrix.T @ (matrix @ (u**depth - v**depth) - target / unit)
+        u, v = (
+            u - 0.7 / curvature * depth * u ** (depth - 1) * gradient,
+            v + 0.7 / curvature * depth * v ** (depth - 1) * gradient,
+        )
+        np.testing.assert_allclose(estimate, unit * (u**depth - v**depth), rtol=1e-6, atol=1e-9)
+    scaled = []
+    deep_diagonal_network(matrix, 1e9 * target, callback=lambda n, x: scaled.append(x) or n == 4, **options)
+    np.testing.assert_allclose(scaled[-1], 1e9 * seen[-1], rtol=1e-9)
+
+
+@pytest.mark.compiled_only
+@pytest.mark.parametrize("depth", [2, 3])
+def test_diagonal_networks_recover(depth):
+    errors = []
+    for seed in range(3):
+        matrix, coef = sparse_problem(seed, 120, 300, 15)
+        result = deep_diagonal_network(matrix, matrix @ coef, depth=depth, tol=1e-3)
+        assert result.stop_reason == "converged" and result.n_iter == len(result.history["seconds"])
+        errors.append(np.linalg.norm(result.coef - coef) / np.linalg.norm(coef))
+    assert sum(error < 1e-2 for error in errors) >= 2, errors
+
+
+@pytest.mark.compiled_only
+def test_diagonal_networks_halve_steps_and_end():
+    matrix, coef = sparse_problem(1, 40, 60, 3)
+    result = deep_diagonal_network(matrix, matrix @ coef, step=512.0, tol=1e-2)
+    assert result.stop_reason == "converged" and result.step < 512.0 == result.history["step"][0]
+    assert deep_diagonal_network(matrix, matrix @ coef, max_seconds=1e-9).stop_reason == "max_seconds"
+    with pytest.warns(NotConvergedWarning, match="max_iter"):
+        assert deep_diagonal_network(matrix, matrix @ coef, max_iter=2).stop_reason == "max_iter"
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"depth": 1}, "depth"), ({"step": -1.0}, "step"), ({"init_scale": 0.0}, "init_scale"), ({"tol": 0.0}, "tol"),
+        ({"max_iter": 0}, "max_iter"), ({"max_seconds": -1.0}, "max_seconds"), ({"y": np.zeros(6)}, "correlated"),
+        ({"y": np.ones((6, 2))}, "target"), ({"A": np.full((6, 9), np.nan)}, "finite"),
+    ],
+)  # fmt: skip
+def test_diagonal_network_refuses(options, match):
+    matrix, coef = sparse_problem(0, 6, 9, 2)
+    with pytest.raises(InputError, match=match):
+        deep_diagonal_network(**{"A": matrix, "y": matrix @ coef, **options})

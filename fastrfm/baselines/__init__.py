@@ -10,13 +10,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastrfm.baselines.deep_diagonal import DiagonalNetworkResult as DiagonalNetworkResult
+    from fastrfm.baselines.deep_diagonal import deep_diagonal_network as deep_diagonal_network
     from fastrfm.baselines.deep_linear import deep_linear_network as deep_linear_network
 
 _HOMES = {
+    "DiagonalNetworkResult": "fastrfm.baselines.deep_diagonal",
+    "deep_diagonal_network": "fastrfm.baselines.deep_diagonal",
     "deep_linear_network": "fastrfm.baselines.deep_linear",
 }
 
 __all__ = [
+    "DiagonalNetworkResult",
+    "deep_diagonal_network",
     "deep_linear_network",
 ]
 
