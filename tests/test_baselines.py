@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 from problems import Problem, low_rank_problem, observe
 
-from fastrfm.baselines import deep_diagonal_network, deep_linear_network
+from fastrfm.baselines import (
+    deep_diagonal_network,
+    deep_linear_network,
+    search_deep_diagonal_network,
+    search_deep_linear_network,
+)
 from fastrfm.baselines.deep_linear import Network
 from fastrfm.errors import InputError, NotConvergedWarning
 
@@ -188,3 +193,68 @@ def test_diagonal_network_refuses(options, match):
     matrix, coef = sparse_problem(0, 6, 9, 2)
     with pytest.raises(InputError, match=match):
         deep_diagonal_network(**{"A": matrix, "y": matrix @ coef, **options})
+
+
+@pytest.mark.filterwarnings("ignore::fastrfm.errors.NotConvergedWarning")
+def test_search_of_deep_linear_networks():
+    problem = small_problem()
+    options = {"depths": (2, 3), "init_scales": (1e-2, 0.3), "steps": (1.0,), "tol": 1e-2, "max_iter": 80}
+    result, trials = search_deep_linear_network(problem.observations, holdout=0.2, **options)
+    assert {name: len(column) for name, column in trials.items()} == dict.fromkeys(trials, 4)
+    best = int(np.argmin(trials["rmse"]))
+    chosen = {name: trials[name][best] for name in ("depth", "step", "init_scale")}
+    assert {name: result.options[name] for name in chosen} == chosen
+    alone = deep_linear_network(problem.observations, tol=1e-2, max_iter=80, **chosen)
+    np.testing.assert_array_equal(result.to_dense(), alone.to_dense())
+    kept, held = problem.observations.split(0.2, random_state=0)
+    trained = deep_linear_network(kept, tol=1e-2, max_iter=80, **chosen)
+    rows, cols, values = held.to_coo()
+    assert trials["rmse"][best] == np.sqrt(np.mean((trained.predict(rows, cols) - values) ** 2))
+
+
+@pytest.mark.compiled_only
+def test_search_of_diagonal_networks():
+    errors = []
+    for seed in range(3):
+        matrix, coef = sparse_problem(seed, 80, 200, 8)
+        result, trials = search_deep_diagonal_network(matrix, matrix @ coef, depths=(2, 3), tol=1e-2, steps=(1.5,))
+        best = int(np.argmin(trials["rmse"]))
+        assert (result.depth, result.init_scale) == (trials["depth"][best], trials["init_scale"][best])
+        assert len(trials["depth"]) == 4
+        errors.append(np.linalg.norm(result.coef - coef) / np.linalg.norm(coef))
+    assert sum(error < 2e-2 for error in errors) >= 2, errors  # twice the tolerance
+
+
+def test_searches_keep_to_their_time():
+    matrix, coef = sparse_problem(0, 30, 40, 2)
+    _, trials = search_deep_diagonal_network(matrix, matrix @ coef, max_seconds=1e-6)
+    assert set(trials["stop_reason"]) == {"max_seconds"} and set(trials["n_iter"]) == {1}
+    result, trials = search_deep_linear_network(small_problem().observations, max_seconds=1e-6)
+    assert set(trials["stop_reason"]) == {"max_seconds"} and result.n_iter == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"depths": ()}, "nothing to try"), ({"depths": (1,)}, "depths"), ({"steps": (0.0,)}, "steps"),
+        ({"init_scales": "small"}, "init_scales"), ({"init_scales": (-1.0,)}, "init_scales"),
+        ({"holdout": 1.5}, "hold"),
+        ({"holdout": 1e-9}, "hold"), ({"random_state": -1}, "random_state"), ({"max_seconds": 0.0}, "max_seconds"),
+    ],
+)  # fmt: skip
+def test_searches_refuse(options, match):
+    matrix, coef = sparse_problem(0, 20, 9, 2)
+    with pytest.raises(InputError, match=match):
+        search_deep_diagonal_network(matrix, matrix @ coef, **options)
+    with pytest.raises(InputError, match=match):
+        search_deep_linear_network(small_problem().observations, **options)
+
+
+def test_networks_that_diverge_say_so():
+    with pytest.warns(NotConvergedWarning, match="halvings"):
+        result = deep_linear_network(small_problem().observations, step=1e30)
+    assert result.stop_reason == "diverged" and np.isfinite(result.to_dense()).all()
+    matrix, coef = sparse_problem(0, 6, 9, 2)
+    with pytest.warns(NotConvergedWarning, match="halvings"):
+        result = deep_diagonal_network(matrix, matrix @ coef, step=1e30)
+    assert result.stop_reason == "diverged" and not result.coef.any()

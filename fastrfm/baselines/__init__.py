@@ -13,17 +13,26 @@ if TYPE_CHECKING:
     from fastrfm.baselines.deep_diagonal import DiagonalNetworkResult as DiagonalNetworkResult
     from fastrfm.baselines.deep_diagonal import deep_diagonal_network as deep_diagonal_network
     from fastrfm.baselines.deep_linear import deep_linear_network as deep_linear_network
+    from fastrfm.baselines.reweighted import irls as irls
+    from fastrfm.baselines.search import search_deep_diagonal_network as search_deep_diagonal_network
+    from fastrfm.baselines.search import search_deep_linear_network as search_deep_linear_network
 
 _HOMES = {
     "DiagonalNetworkResult": "fastrfm.baselines.deep_diagonal",
     "deep_diagonal_network": "fastrfm.baselines.deep_diagonal",
     "deep_linear_network": "fastrfm.baselines.deep_linear",
+    "irls": "fastrfm.baselines.reweighted",
+    "search_deep_diagonal_network": "fastrfm.baselines.search",
+    "search_deep_linear_network": "fastrfm.baselines.search",
 }
 
 __all__ = [
     "DiagonalNetworkResult",
     "deep_diagonal_network",
     "deep_linear_network",
+    "irls",
+    "search_deep_diagonal_network",
+    "search_deep_linear_network",
 ]
 
 

@@ -161,6 +161,8 @@ def _train(
             if run.stop_reason != "diverged":
                 break
             multiple *= 0.5
+    if run.stop_reason == "diverged":
+        run.coef[...] = 0.0  # the start; what is there may be infinite
     residual, steps, seconds = np.array(run.records).T.copy()
     history = {"residual": residual, "step": steps, "seconds": seconds}
     return DiagonalNetworkResult(

@@ -170,6 +170,8 @@ def _train(
             if loop.stop_reason != "diverged" or loop.n_halvings == _HALVINGS:
                 break
             loop.n_halvings, multiple = loop.n_halvings + 1, 0.5 * multiple
+        if loop.stop_reason == "diverged":
+            network.begin(share * norm, random_state)  # the weights may be infinite
         left, right = network.factors()
     history = loop.history(observations.norm / math.sqrt(observations.n_observed))
     options = {
