@@ -9,7 +9,7 @@ import pytest
 from problems import low_rank_problem, observe
 
 from fastrfm import complete
-from fastrfm.baselines import irls
+from fastrfm.baselines import hm_irls, irls
 from fastrfm.errors import InputError, NotConvergedWarning
 
 POWERS = (1.0, 0.5, 0.0, -2.0)
@@ -121,3 +121,69 @@ def test_irls_refuses(options, match):
     problem = low_rank_problem(9, 7, 2, oversampling=1.5)
     with pytest.raises(InputError, match=match):
         irls(problem.observations, **options)
+
+
+def naive_harmonic_mean(values, mask, rank, schatten_p, n_iter):
+    """Yield the iterates, with the whole inverse weight as the mean of two Kronecker products."""
+    n_rows, n_cols = values.shape
+    estimate, smoothing, seen = np.zeros(values.shape), np.linalg.norm(values[mask]), np.flatnonzero(mask)
+    for _ in range(n_iter):
+        powers = []
+        for gram in (estimate @ estimate.T, estimate.T @ estimate):
+            eigenvalues, vectors = np.linalg.eigh(gram + smoothing**2 * np.eye(len(gram)))
+            powers.append((vectors * eigenvalues ** (1.0 - schatten_p / 2.0)) @ vectors.T)
+        inverse = 0.5 * (np.kron(powers[0], np.eye(n_cols)) + np.kron(np.eye(n_rows), powers[1]))
+        duals = np.linalg.solve(inverse[np.ix_(seen, seen)], values[mask])
+        estimate = (inverse[:, seen] @ duals).reshape(values.shape)
+        smoothing = min(smoothing, np.linalg.svd(estimate, compute_uv=False)[rank])
+        yield estimate
+
+
+@pytest.mark.parametrize("schatten_p", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("shape", [(7, 9), (9, 7)])
+def test_hm_irls_is_its_twin(schatten_p, shape):
+    problem, seen = low_rank_problem(*shape, 2, oversampling=1.4, condition_number=2.0), []
+    result = hm_irls(
+        problem.observations, 2, schatten_p=schatten_p, callback=lambda n, x: seen.append(x.copy()) or n == 4
+    )
+    assert result.stop_reason == "callback" and result.rank == 2 and len(seen) == 4
+    for ours, theirs in zip(seen, naive_harmonic_mean(problem.truth, problem.mask, 2, schatten_p, 4), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-9)
+    larger = []
+    hm_irls(
+        observe(1e9 * problem.truth, problem.mask), 2, schatten_p=schatten_p,
+        callback=lambda n, x: larger.append(x.copy()) or n == 4,
+    )  # fmt: skip
+    np.testing.assert_allclose(larger[-1], 1e9 * seen[-1], atol=1.0)
+
+
+def test_hm_irls_recovers_from_few_entries():
+    errors = []
+    for seed in range(3):
+        problem = low_rank_problem(30, 24, 2, oversampling=2.0, condition_number=2.0, seed=seed)
+        result = hm_irls(problem.observations, 2)
+        errors.append(problem.relative_error(result.to_dense()) if result.stop_reason == "converged" else np.inf)
+        assert result.n_iter == len(result.history["seconds"])
+    assert sum(error < 1e-7 for error in errors) >= 2, errors
+
+
+@pytest.mark.parametrize(
+    ("rank", "options", "match"),
+    [
+        (0, {}, "rank"), (7, {}, "rank"), (2, {"schatten_p": -1.0}, "schatten_p"), (2, {"tol": 0.0}, "tol"),
+        (2, {"max_iter": 0}, "max_iter"), (2, {"max_seconds": 0.0}, "max_seconds"),
+    ],
+)  # fmt: skip
+def test_hm_irls_refuses(rank, options, match):
+    problem = low_rank_problem(9, 7, 2, oversampling=1.5)
+    with pytest.raises(InputError, match=match):
+        hm_irls(problem.observations, rank, **options)
+
+
+def test_hm_irls_refuses_what_is_large():
+    with pytest.raises(InputError, match="8192"):
+        hm_irls(observe(np.ones((100, 82)), np.ones((100, 82), dtype=bool)), 1)
+    problem = low_rank_problem(9, 7, 2, oversampling=1.5)
+    with pytest.warns(NotConvergedWarning, match="max_iter"):
+        assert hm_irls(problem.observations, 2, max_iter=1).stop_reason == "max_iter"
+    assert hm_irls(problem.observations, 2, max_seconds=1e-9).stop_reason == "max_seconds"

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from fastrfm.baselines.deep_diagonal import DiagonalNetworkResult as DiagonalNetworkResult
     from fastrfm.baselines.deep_diagonal import deep_diagonal_network as deep_diagonal_network
     from fastrfm.baselines.deep_linear import deep_linear_network as deep_linear_network
+    from fastrfm.baselines.harmonic_mean import hm_irls as hm_irls
+    from fastrfm.baselines.nuclear import nuclear_norm as nuclear_norm
+    from fastrfm.baselines.nuclear import nuclear_norm_path as nuclear_norm_path
     from fastrfm.baselines.reweighted import irls as irls
     from fastrfm.baselines.search import search_deep_diagonal_network as search_deep_diagonal_network
     from fastrfm.baselines.search import search_deep_linear_network as search_deep_linear_network
@@ -21,7 +24,10 @@ _HOMES = {
     "DiagonalNetworkResult": "fastrfm.baselines.deep_diagonal",
     "deep_diagonal_network": "fastrfm.baselines.deep_diagonal",
     "deep_linear_network": "fastrfm.baselines.deep_linear",
+    "hm_irls": "fastrfm.baselines.harmonic_mean",
     "irls": "fastrfm.baselines.reweighted",
+    "nuclear_norm": "fastrfm.baselines.nuclear",
+    "nuclear_norm_path": "fastrfm.baselines.nuclear",
     "search_deep_diagonal_network": "fastrfm.baselines.search",
     "search_deep_linear_network": "fastrfm.baselines.search",
 }
@@ -30,7 +36,10 @@ __all__ = [
     "DiagonalNetworkResult",
     "deep_diagonal_network",
     "deep_linear_network",
+    "hm_irls",
     "irls",
+    "nuclear_norm",
+    "nuclear_norm_path",
     "search_deep_diagonal_network",
     "search_deep_linear_network",
 ]
