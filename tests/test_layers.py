@@ -61,6 +61,7 @@ LAYERS = [
     "sparse_regression",
     "sparse_cross_validation",
     "low_rank_regression",
+    "baselines",
     "_figures",
     "matrix_plots",
     "plots",
