@@ -105,7 +105,7 @@ def hm_irls(
             norm = float(np.linalg.norm(estimate))
             change = float(np.linalg.norm(estimate - before)) / norm
             records.append((smoothing, change, misfit, clock.seconds))
-            floor = smoothing_floor((2.0 - schatten_p) / 4.0) * norm
+            floor = smoothing_floor((2.0 - schatten_p) / 4.0, norm)
             is_small = smoothing <= max(tol * norm, _AT_FLOOR * floor)
             sigma_next = float(np.linalg.svd(estimate, compute_uv=False)[rank])
             smoothing = min(smoothing, max(sigma_next, floor))

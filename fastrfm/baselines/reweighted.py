@@ -173,7 +173,7 @@ def _iterate(
             before[...] = slab
             square_sum += slab_square_sum
         norm, change = float(np.linalg.norm(estimate)), change_square**0.5
-        floor = max(smoothing_floor(power) * norm, least)
+        floor = max(smoothing_floor(power, norm), least)
         if monitor.record(
             smoothing=smoothing, floor=floor, norm=norm, change=change,
             masked_rmse=(square_sum / work.n_observed) ** 0.5, rank=0,

@@ -22,7 +22,7 @@ from fastrfm.factors import numerical_rank, tall_qr
 from fastrfm.kernels.gram import accumulate_gram
 from fastrfm.kernels.row_solves import expand_rows, solve_dual_rows
 from fastrfm.kernels.tasks import balanced_bounds
-from fastrfm.options import CompletionOptions
+from fastrfm.options import CompletionOptions, Power
 from fastrfm.solvers.checkpoint import Checkpoint
 from fastrfm.solvers.monitor import Iteration, Monitor
 from fastrfm.solvers.smoothing import next_smoothing, ridge_smoothing
@@ -35,7 +35,7 @@ CG_FROM = 400
 N_PROBES = 8
 # G squares the condition number: directions below this share of the norm drown in its rounding.
 GRAM_RESOLUTION = 1e-7
-# The smallest useful ε, of ‖X‖_F, and K on lost directions: K must stay positive definite in spite of G's rounding.
+# The smallest useful ε beside ‖X‖_F, and K on lost directions beside K at ‖X‖_F.
 _LEAST_SMOOTHING, _LEAST_SHARE = 1e-8, 1e-14
 
 
@@ -189,7 +189,7 @@ def solve_dense(
         change = float(np.linalg.norm(step.sketch - sketch))
         sketch, gram = step.sketch, step.gram
         norm = float(np.sqrt(np.trace(gram)))
-        floor = max(least_smoothing(options.agop_power, norm, _LEAST_SHARE), _LEAST_SMOOTHING * norm, least)
+        floor = max(smoothing_floor(options.agop_power, norm), least)
         is_done = monitor.record(
             smoothing=smoothing,
             floor=floor,
@@ -211,6 +211,11 @@ def solve_dense(
     right = _leading_directions(gram, options, smoothing, data_norm)
     left, right = _project(observations, kernel_matrix, ridge, right, buffer)
     return left, right, monitor
+
+
+def smoothing_floor(agop_power: Power, norm: float) -> float:
+    """Return the smallest useful ε: K must stay positive definite in float64 in spite of G's rounding."""
+    return max(least_smoothing(agop_power, norm, _LEAST_SHARE), _LEAST_SMOOTHING * norm)
 
 
 def _sigma_next(gram: np.ndarray, options: CompletionOptions) -> float:
