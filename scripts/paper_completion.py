@@ -120,7 +120,6 @@ def _report(rows: pandas.DataFrame, path: Path) -> str:
             freedom = RANKS[n] * (2 * n - RANKS[n])
             draw_success(each, rows[rows["n"] == n], "n_observed", "observed entries")
             each.set_title(f"{n} × {n}, rank {RANKS[n]}: {freedom} degrees of freedom", fontsize=9)
-        np.atleast_1d(axes)[-1].legend(frameon=False, fontsize=7, loc="lower right")
     parts = []
     for n in sizes:
         mine = rows[rows["n"] == n]

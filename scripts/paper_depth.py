@@ -213,7 +213,6 @@ def _report(rows: pandas.DataFrame, path: Path) -> str:
             labels = [f"α = {power_of(other):.3g}" for other in others]
             each.set_xticks(range(len(others)), labels)
             each.set(yscale="log", ylabel="change by a step of lin-RFM", title=kind)
-        np.atleast_1d(axes)[-1].legend(frameon=False, fontsize=8)
     is_same = rows["depth"] == rows["other_depth"]
     right = rows[is_same][["change", "slope"]].max()
     wrong = rows[~is_same][["change", "slope"]].min()

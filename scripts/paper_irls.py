@@ -9,7 +9,17 @@ import numpy as np
 import pandas
 from bench_common import low_rank_problem
 from completion_page import table
-from paper_records import Claim, Row, draw_line, drawing, in_order, quartiles, seconds_text, unconverged_is_fine
+from paper_records import (
+    Claim,
+    Row,
+    draw_line,
+    drawing,
+    in_order,
+    mark_sizes,
+    quartiles,
+    seconds_text,
+    unconverged_is_fine,
+)
 
 from fastrfm import complete
 from fastrfm.baselines import irls
@@ -59,7 +69,6 @@ def _report_equivalence(rows: pandas.DataFrame, path: Path) -> str:
             draw_line(axes, k, f"p = {p:g}", range(1, len(groups) + 1), middles, lows, highs)
         axes.axhline(ASKED, color="black", linewidth=0.8, linestyle=":")
         axes.set(xlabel="iteration", ylabel="relative difference: median, least, largest", yscale="log")
-        axes.legend(frameon=False)
     lines = []
     for p in in_order(rows["schatten_p"]):
         mine = rows[rows["schatten_p"] == p]
@@ -127,7 +136,7 @@ def _report_speed(rows: pandas.DataFrame, path: Path) -> str:
             lows, middles, highs = zip(*(of[method, n] for n in places), strict=True)
             draw_line(axes, k, method, places, middles, lows, highs)
         axes.set(xlabel="rows = columns", ylabel="seconds an iteration, quartiles", xscale="log", yscale="log")
-        axes.legend(frameon=False, fontsize=8)
+        mark_sizes(axes, sizes)
     fast, slow = methods[0], methods[-1]
     lines = [
         [method, *[seconds_text(of[method, n][1]) if (method, n) in of else "–" for n in sizes]] for method in methods

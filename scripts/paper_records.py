@@ -22,8 +22,8 @@ from fastrfm.atomic import writing
 from fastrfm.errors import NotConvergedWarning
 
 Row = dict[str, Any]
-COLOURS = ("#0b3c8c", "#c2571a", "#1f8a5b", "#8e5aa8", "#7a7a7a", "#d67fc0", "#b8860b", "#3aa6b9", "#7b1e3b", "#5b7a1e")
-MARKERS = "osD^vPX<>*"
+COLOURS = ("#0b3c8c", "#c2571a", "#1f8a5b", "#8e5aa8", "#b8860b", "#d6336c", "#7a7a7a")
+MARKERS = "osD^vPX<>*phd"
 _NORMAL = 1.96  # quantile of a 95 % interval
 
 
@@ -125,38 +125,51 @@ def unconverged_is_fine() -> Iterator[None]:
 
 @contextmanager
 def drawing(path: Path, n_panels: int = 1) -> Iterator[Any]:
-    """Yield the axes of a figure (a list for several panels) and write it when done."""
+    """Yield the axes of a figure (a list for several panels); with one legend for all, it is written when done."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, n_panels, figsize=(1.2 + 5.2 * n_panels, 4.0), layout="constrained")
+    figure, axes = pyplot.subplots(1, n_panels, figsize=(3.4 + 4.8 * n_panels, 4.0), layout="constrained")
     yield axes
+    named: dict[str, Any] = {}
     for each in np.atleast_1d(axes):
         each.spines[["top", "right"]].set_visible(False)
+        handles, labels = each.get_legend_handles_labels()
+        named = dict(zip(labels, handles, strict=True)) | named
+    figure.legend(named.values(), named.keys(), loc="outside right center", frameon=False, fontsize=8)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
 
 def draw_line(axes: Any, k: int, label: str, places: Any, middles: Any, lows: Any, highs: Any) -> None:
-    """Draw a line with error bars in the k-th colour and marker."""
+    """Draw a line with error bars in the k-th colour and marker, dashed from the second round of colours on."""
     middles = np.asarray(middles, dtype=float)
     bars = np.maximum([middles - np.asarray(lows), np.asarray(highs) - middles], 0.0)
     axes.errorbar(
         places, middles, bars, label=label, color=COLOURS[k % len(COLOURS)], marker=MARKERS[k % len(MARKERS)],
-        markersize=4, linewidth=1.2, capsize=2, elinewidth=0.8,
+        linestyle="--" if k >= len(COLOURS) else "-", markersize=4, linewidth=1.2, capsize=2, elinewidth=0.6,
     )  # fmt: skip
 
 
+def mark_sizes(axes: Any, sizes: Sequence[int]) -> None:
+    """Label a logarithmic axis with the sizes that were measured."""
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.set_xticks([], minor=True)
+
+
 def draw_success(axes: Any, rows: pandas.DataFrame, place: str, xlabel: str) -> None:
-    """Draw the share of `is_recovered` against a column, a line per method, with 95 % intervals."""
-    for k, method in enumerate(in_order(rows["method"])):
+    """Draw the share of `is_recovered` against a column, a line per method, with 95 % intervals side by side."""
+    methods, places = in_order(rows["method"]), np.sort(rows[place].unique())
+    gap = float(np.diff(places).min()) if len(places) > 1 else 1.0
+    for k, method in enumerate(methods):
         groups = rows[rows["method"] == method].groupby(place)["is_recovered"]
         shares = groups.mean()
         ends = [success_interval(int(found), int(n)) for found, n in zip(groups.sum(), groups.size(), strict=True)]
         lows, highs = zip(*ends, strict=True)
-        draw_line(axes, k, method, shares.index, shares, lows, highs)
+        aside = gap * 0.6 * ((k + 0.5) / len(methods) - 0.5)
+        draw_line(axes, k, method, shares.index + aside, shares, lows, highs)
     axes.set(xlabel=xlabel, ylabel="share recovered", ylim=(-0.03, 1.03))
 
 

@@ -13,7 +13,17 @@ import numpy as np
 import pandas
 from completion_page import table
 from completion_problems import entries_for, make_problem
-from paper_records import Claim, Row, draw_line, drawing, in_order, quartiles, seconds_text, unconverged_is_fine
+from paper_records import (
+    Claim,
+    Row,
+    draw_line,
+    drawing,
+    in_order,
+    mark_sizes,
+    quartiles,
+    seconds_text,
+    unconverged_is_fine,
+)
 
 from fastrfm import complete
 
@@ -84,9 +94,9 @@ def _report(rows: pandas.DataFrame, path: Path) -> str:
                 draw_line(each, k, method, list(mine.groups), middles, lows, highs)
         for each, label in zip(axes, ("seconds", "peak of the process, MiB"), strict=True):
             each.set(xlabel="rows = columns", ylabel=f"{label}: quartiles", xscale="log", yscale="log")
+            mark_sizes(each, sizes)
         axes[1].axhline(8 * max(sizes) ** 2 / MIB, color="black", linewidth=0.8, linestyle=":")
         axes[1].text(min(sizes), 8 * max(sizes) ** 2 / MIB, f" {max(sizes)}² as float64", va="bottom", fontsize=8)
-        axes[0].legend(frameon=False, fontsize=8)
     for n in sizes:
         for method in methods:
             mine = rows[(rows["n"] == n) & (rows["method"] == method)]

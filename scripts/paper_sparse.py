@@ -96,7 +96,6 @@ def _report(rows: pandas.DataFrame, path: Path) -> str:
     with drawing(path) as axes:
         draw_success(axes, rows, "n_samples", "samples")
         axes.set_title(f"{n} features, {NONZERO[n]} ones, Gaussian design, no noise", fontsize=9)
-        axes.legend(frameon=False, fontsize=7)
     present: list[Any] = in_order(rows["method"])
     ours = [method for method in present if method.startswith("lin-RFM")]
     others = {
