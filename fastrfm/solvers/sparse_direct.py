@@ -27,6 +27,7 @@ LARGEST_GRAM = 6000  # side of a Gram that is factored; beyond it conjugate grad
 _FIRST_SHARE = 0.5  # of the largest coefficient: the first ε
 _FLOOR, _RIDGE_FLOOR = 1e-9, 1e-5
 _DROPS = (1.3, 1.1)  # factors by which ε falls, in turn where the first finds no exact answer
+_CONVEX_DROP = 1.03  # a third attempt at α = ¼ and below, where the answer is one and near the limits comes slowly
 _GENTLE_POWER = 0.375  # α of the last attempt, where it is below the one given
 _AT_FLOOR = 20  # steps at the smallest ε, after which rounding is what moves the coefficients
 _GAP, _MOST_SHARE = 1e-2, 0.9  # ratio of neighbours in size; nonzeros beside samples
@@ -78,22 +79,29 @@ def interpolate(design: Design, target: np.ndarray, options: SparseOptions) -> D
     n_rows, n_features = design.shape
     if n_rows == n_features and isinstance(design, DenseDesign):
         return Descent(np.linalg.solve(design.matrix, target), 1, "unique")
-    attempts: list[tuple[Power, float]] = [(options.agop_power, drop) for drop in _DROPS]
     is_function = callable(options.agop_power)
-    if not is_function and options.agop_power > _GENTLE_POWER:
-        attempts.append((_GENTLE_POWER, _DROPS[-1]))
     is_convex = not is_function and options.agop_power <= LASSO_POWER
-    if options.smoothing != "auto" or is_convex:  # there is one answer
+    drops = (*_DROPS, _CONVEX_DROP) if is_convex else _DROPS
+    attempts: list[tuple[Power, float]] = [(options.agop_power, drop) for drop in drops]
+    if not is_function and options.agop_power > _GENTLE_POWER:
+        attempts.append((_GENTLE_POWER, drops[-1]))
+    if options.smoothing != "auto":
         attempts = attempts[:1]
-    first: Descent | None = None
+    kept: Descent | None = None
     for agop_power, drop in attempts:
         found = descend(design, target, options, agop_power, drop)
-        if first is None or found.stop_reason == "exact":
-            first = found
+        # Of a convex penalty there is one least value, which a slower fall comes nearer to; else the first one stays.
+        is_lower = is_convex and kept is not None and _penalty(found, options) < _penalty(kept, options)
+        if kept is None or found.stop_reason == "exact" or is_lower:
+            kept = found
         if found.stop_reason in ("exact", "zero", "max_iter") or options.linear_solver == "cg":
             break
-    assert first is not None
-    return first
+    assert kept is not None
+    return kept
+
+
+def _penalty(found: Descent, options: SparseOptions) -> float:
+    return float(np.sum(np.abs(found.coef) ** options.penalty_power))
 
 
 def descend(
