@@ -157,7 +157,8 @@ def _train(
         unit, curvature = solution_scale(matrix, target, depth)
         run = _Run(matrix, target, unit, depth, tol, max_iter, clock)
         for _ in range(_HALVINGS):
-            run.descend(multiple, curvature, share, callback)
+            with np.errstate(over="ignore", invalid="ignore"):  # of a step that is too long
+                run.descend(multiple, curvature, share, callback)
             if run.stop_reason != "diverged":
                 break
             multiple *= 0.5

@@ -166,7 +166,8 @@ def _train(
         norm = observations.norm / math.sqrt(observations.n_observed / np.prod(observations.shape)) / unit
         while True:
             network.begin(share * norm, random_state)
-            loop.run(network, multiple, curvature, callback)
+            with np.errstate(over="ignore", invalid="ignore"):  # of a step that is too long
+                loop.run(network, multiple, curvature, callback)
             if loop.stop_reason != "diverged" or loop.n_halvings == _HALVINGS:
                 break
             loop.n_halvings, multiple = loop.n_halvings + 1, 0.5 * multiple
