@@ -31,6 +31,7 @@ DEEPER_INIT_SCALE = 1e-5
 _DIVERGED = 2.0  # times ‖y‖: descent never rises above its start, which is ‖y‖
 _RISES, _RISE = 50, 1e-6  # so many rises, each by that share, since the least loss: the step bounces across a valley
 _HALVINGS = 20
+_WORTH_THREADS = 1 << 16  # coordinates
 _POWER_STEPS = 30
 _NORMAL, _MOST_NOISE = 1.4826, 0.9  # standard deviations to a normal variable's median magnitude
 
@@ -93,6 +94,7 @@ def deep_diagonal_network(
     max_iter : int
     max_seconds : float or None
     n_threads : int or None
+        Of the elementwise kernel; None is all there are, one below 65 536 features. BLAS runs on one.
     callback : callable, optional
         Called with the number of the iteration and the coefficients; True stops.
 
@@ -153,11 +155,15 @@ def _train(
     share = positive("init_scale", init_scale, INIT_SCALES.get(depth, DEEPER_INIT_SCALE))
     matrix, target = read_problem(A, y)
     clock = Clock(max_seconds)
-    with deferred(), thread_limit(check_thread_count(n_threads)):
+    threads = check_thread_count(n_threads)
+    if n_threads is None and matrix.shape[1] < _WORTH_THREADS:
+        threads = 1  # waking others takes longer than what they would do
+    with deferred(), thread_limit(threads):
         unit, curvature = solution_scale(matrix, target, depth)
         run = _Run(matrix, target, unit, depth, tol, max_iter, clock)
         for _ in range(_HALVINGS):
-            run.descend(multiple, curvature, share, callback)
+            with np.errstate(over="ignore", invalid="ignore"):  # of a step that is too long
+                run.descend(multiple, curvature, share, callback)
             if run.stop_reason != "diverged":
                 break
             multiple *= 0.5

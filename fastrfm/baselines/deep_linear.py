@@ -45,7 +45,8 @@ from fastrfm.results import CompletionResult
 # from 1e-14 and 341 from 1e-20.
 INIT_SCALES = {2: 1e-20, 3: 1e-6, 4: 1e-5}
 DEEPER_INIT_SCALE = 1e-4
-_WORTH_THREADS = 1 << 26
+_WORTH_THREADS = 1 << 26  # multiply-adds of a dense product
+_WORTH_KERNEL_THREADS = 1 << 21  # and of a sparse one: below, waking threads takes as long
 _DIVERGED = 2.0  # times the data's norm: descent never rises above its start, which is about 1
 _RISES, _RISE = 50, 1e-6  # so many rises, each by that share, since the least loss: the step bounces across a valley
 _HALVINGS = 20
@@ -90,7 +91,7 @@ def deep_linear_network(
     max_seconds : float or None
     random_state : int
     n_threads : int or None
-        BLAS may give other last bits with another number.
+        None is all there are, one where products are small. BLAS may give other last bits with another number.
     dtype : {"float64", "float32"}
         Of the weights. float32 is twice as fast and serves down to a tol of about 1e-5; below, rounding reads as a
         step that is too long.
@@ -159,29 +160,34 @@ def _train(
     if dtype not in ("float32", "float64"):
         raise InputError(f'dtype must be "float32" or "float64", got {dtype!r}')
     clock = Clock(max_seconds)
-    with deferred(), thread_limit(check_thread_count(n_threads)):
+    hidden = width or min(observations.shape)
+    threads = check_thread_count(n_threads)
+    if n_threads is None and observations.n_observed * hidden < _WORTH_KERNEL_THREADS:
+        threads = 1
+    with deferred(), thread_limit(threads):
         unit, curvature = solution_scale(observations, depth)
-        network = Network(observations, depth, width or min(observations.shape), unit, np.dtype(dtype))
+        network = Network(observations, depth, hidden, unit, np.dtype(dtype))
         loop = Descent(tol, max_iter, clock)
         norm = observations.norm / math.sqrt(observations.n_observed / np.prod(observations.shape)) / unit
         while True:
             network.begin(share * norm, random_state)
-            loop.run(network, multiple, curvature, callback)
+            with np.errstate(over="ignore", invalid="ignore"):  # of a step that is too long
+                loop.run(network, multiple, curvature, callback)
             if loop.stop_reason != "diverged" or loop.n_halvings == _HALVINGS:
                 break
             loop.n_halvings, multiple = loop.n_halvings + 1, 0.5 * multiple
         if loop.stop_reason == "diverged":
             network.begin(share * norm, random_state)  # the weights may be infinite
         left, right = network.factors()
-    history = loop.history(observations.norm / math.sqrt(observations.n_observed))
-    options = {
-        "depth": depth, "width": network.width, "step": multiple, "init_scale": share, "curvature": curvature,
-        "max_iter": max_iter, "max_seconds": max_seconds, "random_state": random_state, "dtype": dtype,
-    }  # fmt: skip
-    return as_result(
-        observations, (left, right), method="deep-linear", tol=tol, stop_reason=loop.stop_reason, history=history,
-        options=options,
-    )  # fmt: skip
+        history = loop.history(observations.norm / math.sqrt(observations.n_observed))
+        options = {
+            "depth": depth, "width": network.width, "step": multiple, "init_scale": share, "curvature": curvature,
+            "max_iter": max_iter, "max_seconds": max_seconds, "random_state": random_state, "dtype": dtype,
+        }  # fmt: skip
+        return as_result(
+            observations, (left, right), method="deep-linear", tol=tol, stop_reason=loop.stop_reason, history=history,
+            options=options,
+        )  # fmt: skip
 
 
 def solution_scale(observations: Observations, depth: int) -> tuple[float, float]:

@@ -118,12 +118,12 @@ def hm_irls(
             elif clock.is_over:
                 stop_reason = "max_seconds"
         left, singular_values, right = np.linalg.svd(estimate, full_matrices=False)
-    names = ("smoothing", "change", "masked_rmse", "seconds")
-    result = as_result(
-        observations, ((left * singular_values)[:, :rank], np.ascontiguousarray(right[:rank].T)), method="hm-irls",
-        tol=tol, stop_reason=stop_reason, history=dict(zip(names, np.array(records).T.copy(), strict=True)),
-        options={"rank": rank, "schatten_p": schatten_p, "max_iter": max_iter, "max_seconds": max_seconds},
-    )  # fmt: skip
+        names = ("smoothing", "change", "masked_rmse", "seconds")
+        result = as_result(
+            observations, ((left * singular_values)[:, :rank], np.ascontiguousarray(right[:rank].T)), method="hm-irls",
+            tol=tol, stop_reason=stop_reason, history=dict(zip(names, np.array(records).T.copy(), strict=True)),
+            options={"rank": rank, "schatten_p": schatten_p, "max_iter": max_iter, "max_seconds": max_seconds},
+        )  # fmt: skip
     warn_unless_done(stop_reason, "HM-IRLS")
     return result
 

@@ -118,20 +118,20 @@ def irls(
     with deferred(), thread_limit(check_thread_count(n_threads)):
         last = _iterate(work, estimate, options, schedule, decomposition, monitor)
         left, singular_values, right = np.linalg.svd(estimate, full_matrices=False)
-    factors = left * singular_values, np.ascontiguousarray(right.T)
-    result = as_result(
-        observations,
-        (factors[1], factors[0]) if is_turned else factors,
-        method="irls",
-        tol=max(options.effective_tol, GRAM_RESOLUTION),
-        stop_reason=monitor.stop_reason,
-        history=monitor.history(),
-        options={
-            "schatten_p": schatten_p, "ridge": ridge, "smoothing": smoothing, "decomposition": decomposition,
-            "max_iter": max_iter,
-        },
-        least=last if isinstance(rule, str) else 0.0,
-    )  # fmt: skip
+        factors = left * singular_values, np.ascontiguousarray(right.T)
+        result = as_result(
+            observations,
+            (factors[1], factors[0]) if is_turned else factors,
+            method="irls",
+            tol=max(options.effective_tol, GRAM_RESOLUTION),
+            stop_reason=monitor.stop_reason,
+            history=monitor.history(),
+            options={
+                "schatten_p": schatten_p, "ridge": ridge, "smoothing": smoothing, "decomposition": decomposition,
+                "max_iter": max_iter,
+            },
+            least=last if isinstance(rule, str) else 0.0,
+        )  # fmt: skip
     warn_unless_done(result.stop_reason, "IRLS")
     return result
 
