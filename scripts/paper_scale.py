@@ -34,7 +34,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "one-sided, factored, α = ½": {"method": "factored"},
     "one-sided, dense, α = ½": {"method": "dense"},
 }
-LARGEST = {"one-sided, dense, α = ½": 1000, "one-sided, factored, α = ½": 5000}
+LARGEST = {"one-sided, dense, α = ½": 1000, "one-sided, factored, α = ½": 2000}
 MIB = 2**20
 
 
