@@ -12,7 +12,16 @@ import numpy as np
 import pandas
 from completion_page import table
 from completion_problems import make_problem
-from paper_records import Claim, Row, draw_success, drawing, in_order, success_table, unconverged_is_fine
+from paper_records import (
+    Claim,
+    Row,
+    draw_success,
+    drawing,
+    in_order,
+    sorted_by_method,
+    success_table,
+    unconverged_is_fine,
+)
 
 from fastrfm import CompletionResult, Observations, complete
 from fastrfm.baselines import irls, nuclear_norm_path, search_deep_linear_network
@@ -116,6 +125,7 @@ def _measure(setting: Row) -> list[Row]:
 
 
 def _report(rows: pandas.DataFrame, path: Path) -> str:
+    rows = sorted_by_method(rows, METHODS)
     sizes = sorted(in_order(rows["n"]))
     with drawing(path, len(sizes)) as axes:
         for each, n in zip(np.atleast_1d(axes), sizes, strict=True):
@@ -181,11 +191,10 @@ COMPLETION = Claim(
         f"the mean squared error over the hidden entries is below {LIMIT:g} of their mean square. The same instances "
         "for all; nothing sees hidden entries. Deep linear networks: gradient descent from small initialisation until "
         "the training loss is met; step and initialisation searched for every instance and depth on held-out "
-        "observations, for so many seconds: "
-        f"{NETWORK_SECONDS[100]:g} at 100², {NETWORK_SECONDS[500]:g} at 500², there in float32 and with the larger step "
-        "alone. IRLS has a slow geometric schedule of ε (at the ε of lin-RFM it is lin-RFM, see above); the "
-        "nuclear norm's weight is chosen on held-out observations. One-sided lin-RFM is in its dense form at 100², "
-        "factored at 500²."
+        f"observations, for {NETWORK_SECONDS[100]:g} s at 100² and {NETWORK_SECONDS[500]:g} s at 500², there in "
+        "float32 and with the larger step alone. IRLS has a slow geometric schedule of ε (at the ε of lin-RFM it is "
+        "lin-RFM, see above); the nuclear norm's weight is chosen on held-out observations. One-sided lin-RFM is in "
+        "its dense form at 100², factored at 500²."
     ),
     settings=_settings,
     measure=_measure,

@@ -115,6 +115,12 @@ def in_order(values: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(values))
 
 
+def sorted_by_method(rows: pandas.DataFrame, methods: Iterable[str]) -> pandas.DataFrame:
+    """Return the rows in the order of the methods, whatever the order in which they were measured."""
+    places = {method: k for k, method in enumerate(methods)}
+    return rows.sort_values("method", key=lambda names: names.map(places), kind="stable")
+
+
 @contextmanager
 def unconverged_is_fine() -> Iterator[None]:
     """Let a run end at its largest number of iterations without a word: that is counted, not hidden."""

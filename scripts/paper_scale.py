@@ -22,6 +22,7 @@ from paper_records import (
     mark_sizes,
     quartiles,
     seconds_text,
+    sorted_by_method,
     unconverged_is_fine,
 )
 
@@ -83,6 +84,7 @@ def _measure(setting: Row) -> list[Row]:
 
 
 def _report(rows: pandas.DataFrame, path: Path) -> str:
+    rows = sorted_by_method(rows, METHODS)
     methods, sizes = in_order(rows["method"]), sorted(in_order(rows["n"]))
     lines = []
     with drawing(path, 2) as axes:

@@ -12,7 +12,16 @@ import numpy as np
 import pandas
 from completion_page import table
 from paper_completion import POWERS, compare
-from paper_records import Claim, Row, draw_success, drawing, in_order, success_table, unconverged_is_fine
+from paper_records import (
+    Claim,
+    Row,
+    draw_success,
+    drawing,
+    in_order,
+    sorted_by_method,
+    success_table,
+    unconverged_is_fine,
+)
 from scipy.linalg import solve
 from scipy.optimize import linprog
 from sparse_problems import gaussian_ones
@@ -92,6 +101,7 @@ def _measure(setting: Row) -> list[Row]:
 
 
 def _report(rows: pandas.DataFrame, path: Path) -> str:
+    rows = sorted_by_method(rows, METHODS)
     n = int(rows["n_features"].max())
     with drawing(path) as axes:
         draw_success(axes, rows, "n_samples", "samples")

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import click
+import pandas
 from bench_common import describe_machine
 from paper_completion import COMPLETION
 from paper_depth import DEPTH
@@ -64,10 +65,18 @@ def write_page(folder: Path) -> None:
         rows = Records(path).frame()
         parts += [f"## {claim.title}\n", f"{claim.statement}\n"]
         parts += [claim.report(rows, folder / f"{claim.name}.png")]
-        n_seeds = rows["seed"].nunique()
-        parts += [f"![{claim.title}]({claim.name}.png)\n", f"Seeds: up to {n_seeds}. {machines.get(claim.name, '')}\n"]
+        parts += [f"![{claim.title}]({claim.name}.png)\n", f"{_seeds(rows)} {machines.get(claim.name, '')}\n"]
     with writing(folder / "README.md", force=True) as aside:
         aside.write_text("\n".join(parts), encoding="utf-8")
+
+
+def _seeds(rows: pandas.DataFrame) -> str:
+    """Return how many seeds there are, by method where it is not the same for all."""
+    if "method" not in rows:
+        return f"{rows['seed'].nunique()} seeds."
+    counts = rows.groupby("method")["seed"].nunique()
+    least, most = int(counts.min()), int(counts.max())
+    return f"{most} seeds." if least == most else f"{least} to {most} seeds, see the table."
 
 
 def note_machine(folder: Path, name: str) -> None:
