@@ -90,8 +90,8 @@ EQUIVALENCE = Claim(
         "The iterates of lin-RFM with power α are those of IRLS-p (Mohan and Fazel) with p = 2 − 4α. Measured: the "
         f"relative Frobenius difference of the first {ITERATIONS} iterates at one ε, rank 3, 45 % observed. IRLS-p "
         "forms its weights from a singular value decomposition, lin-RFM its features from the AGOP. "
-        f"ε is {SMOOTHING:g} of the root mean square of the entries. Rounding is multiplied by the condition number of K, "
-        "(σ_1 / ε)^(4α): at a quarter of this ε the largest difference at p = −2 was 2.2e-7, the others below 1e-12."
+        f"ε is {SMOOTHING:g} of the root mean square of the entries. Rounding is multiplied by the condition number of "
+        "K, (σ_1 / ε)^(4α): at a quarter of this ε the largest difference at p = −2 was 2.2e-7, the others below 1e-12."
     ),
     settings=_equivalence_settings,
     measure=_measure_equivalence,
