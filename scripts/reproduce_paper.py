@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import click
+import numpy as np
 import pandas
 from bench_common import describe_machine
 from paper_completion import COMPLETION
@@ -72,11 +73,9 @@ def write_page(folder: Path) -> None:
 
 def _seeds(rows: pandas.DataFrame) -> str:
     """Return how many seeds there are, by method where it is not the same for all."""
-    if "method" not in rows:
-        return f"{rows['seed'].nunique()} seeds."
-    counts = rows.groupby("method")["seed"].nunique()
+    counts = rows.groupby("method" if "method" in rows else np.zeros(len(rows)))["seed"].nunique()
     least, most = int(counts.min()), int(counts.max())
-    return f"{most} seeds." if least == most else f"{least} to {most} seeds, see the table."
+    return f"Seeds: {most}." if least == most else f"Seeds: {least} to {most}, as the table says."
 
 
 def note_machine(folder: Path, name: str) -> None:
