@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 
 import click
-import numpy as np
 import pandas
 from bench_common import describe_machine
 from paper_completion import COMPLETION
@@ -72,8 +71,9 @@ def write_page(folder: Path) -> None:
 
 
 def _seeds(rows: pandas.DataFrame) -> str:
-    """Return how many seeds there are, by method where it is not the same for all."""
-    counts = rows.groupby("method" if "method" in rows else np.zeros(len(rows)))["seed"].nunique()
+    """Return how many seeds there are, by size and method where it is not the same for all."""
+    keys = [name for name in ("n", "method") if name in rows]
+    counts = rows.groupby(keys)["seed"].nunique() if keys else pandas.Series([rows["seed"].nunique()])
     least, most = int(counts.min()), int(counts.max())
     return f"Seeds: {most}." if least == most else f"Seeds: {least} to {most}, as the table says."
 
