@@ -10,7 +10,7 @@ import pytest
 
 from fastrfm import LowRankRegression, MatrixCompletion, Observations, SparseRegression, complete
 from fastrfm.agop import feature_gram, feature_weights, gram_unit, least_smoothing, penalty, size_of_gram
-from fastrfm.errors import InputError
+from fastrfm.errors import InputError, NotConvergedWarning
 from fastrfm.options import name_of
 from fastrfm.solvers.factored import feature_factors
 from fastrfm.solvers.low_rank_weights import weights_of
@@ -267,6 +267,16 @@ def test_general_measurements_are_met_with_functions():
         np.testing.assert_allclose(model.coef_, truth, atol=1e-5)
     with pytest.raises(InputError, match='use sides="columns"'):
         LowRankRegression(agop_power=mixed).fit(stack, values)
+
+
+@pytest.mark.parametrize("phi", [lambda g: 1.0 / (1.0 + g), lambda g: np.where(g < 0.2, 0.0, g)])
+def test_conjugate_gradients_refuse_functions_that_fall(phi):
+    stack, values, _ = measured()
+    options = {"agop_power": phi, "sides": "columns", "smoothing": 0.3, "max_iter": 2, "tol": 0.0}
+    with pytest.raises(InputError, match="does not fall"):
+        LowRankRegression(0.5, linear_solver="cg", **options).fit(stack, values)
+    with pytest.warns(NotConvergedWarning):
+        assert LowRankRegression(0.5, linear_solver="cholesky", **options).fit(stack, values).rank_ > 0
 
 
 # --- the parts ----------------------------------------------------------------------------------------------------
