@@ -10,6 +10,7 @@ import pytest
 
 from fastrfm import LowRankRegression, MatrixCompletion, Observations, SparseRegression, complete
 from fastrfm.agop import feature_gram, feature_weights, gram_unit, least_smoothing, penalty, size_of_gram
+from fastrfm.cross_validation import make_grid
 from fastrfm.errors import InputError, NotConvergedWarning
 from fastrfm.options import name_of
 from fastrfm.solvers.factored import feature_factors
@@ -147,6 +148,9 @@ def test_what_a_function_must_return():
         (lambda g: g * np.nan, "finite weights of at least 0"),
         (lambda g: 0.0 * g, "not all 0"),
         (lambda g: "x", "fails on an array of eigenvalues"),
+        (lambda g: np.sqrt(g.astype(complex)), "not real numbers"),
+        (lambda g: ["1"] * g.size, "not real numbers"),
+        (lambda g: 1e-300 * g, "multiply the function by a constant"),
     ):
         with pytest.raises(InputError, match=said):
             complete(Observations.from_dense(matrix()), method="dense", agop_power=phi, **options)
@@ -277,6 +281,24 @@ def test_conjugate_gradients_refuse_functions_that_fall(phi):
         LowRankRegression(0.5, linear_solver="cg", **options).fit(stack, values)
     with pytest.warns(NotConvergedWarning):
         assert LowRankRegression(0.5, linear_solver="cholesky", **options).fit(stack, values).rank_ > 0
+
+
+def test_grids_take_no_functions():
+    for ridges in (None, [1.0]):
+        with pytest.raises(InputError, match="takes no functions"):
+            make_grid(Observations.from_dense(matrix()), [mixed], ridges)
+
+
+def test_functions_that_fail_far_from_the_data(tmp_path: Path):
+    def narrow(g):
+        if g.max() > 1e5:
+            raise ZeroDivisionError
+        return np.sqrt(g)
+
+    options = {"method": "dense", "ridge": 0.3, "checkpoint": tmp_path / "state.h5"}
+    observations = Observations.from_dense(matrix())
+    want = complete(observations, agop_power=root, **(options | {"checkpoint": None}))
+    np.testing.assert_array_equal(complete(observations, agop_power=narrow, **options).left, want.left)
 
 
 # --- the parts ----------------------------------------------------------------------------------------------------
