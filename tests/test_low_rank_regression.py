@@ -421,6 +421,8 @@ def test_without_scikit_learn():
 
 
 GOOD, Y = np.ones((3, 2, 2)), np.ones(3)
+FLAT = np.arange(12.0).reshape(3, 4)
+WRONG_ADJOINT = LinearOperator((3, 4), matvec=lambda x: FLAT @ x, rmatvec=lambda x: -(FLAT.T @ x))
 
 
 @pytest.mark.parametrize(
@@ -448,6 +450,15 @@ GOOD, Y = np.ones((3, 2, 2)), np.ones(3)
         (aslinearoperator(np.ones((3, 4)) * 1j), Y, {"shape": (2, 2)}, "Complex"),
         (aslinearoperator(np.full((3, 4), np.nan)), Y, {"shape": (2, 2)}, "NaN"),
         ((np.ones((5, 2)), np.ones((5, 2))), np.ones(5), {"linear_solver": "cg"}, "least squares"),
+        (GOOD, np.arange(3).astype("M8[D]"), {}, "dates"),
+        ((np.ones((3, 2), dtype="m8[D]"), np.ones((3, 2))), Y, {}, "dates"),
+        (GOOD, np.ma.array(Y, mask=[1, 0, 0]), {}, "masked"),
+        (np.ma.array(GOOD, mask=GOOD > 0), Y, {}, "masked"),
+        (1e-200 * GOOD, Y, {}, "float64"),
+        (GOOD, 1e-300 * Y, {}, "float64"),
+        (GOOD, 1e200 * Y, {}, "float64"),
+        ((1e200 * np.ones((3, 2)), np.ones((3, 2))), Y, {}, "float64"),
+        (WRONG_ADJOINT, Y, {"shape": (2, 2)}, "not the adjoint"),
         (GOOD, Y, {"ridge": -1.0}, "ridge"),
         (GOOD, Y, {"agop_power": 0.6}, "sides"),
         (GOOD, Y, {"sides": "rows"}, "sides"),
@@ -465,7 +476,7 @@ def test_inputs_that_cannot_be_used(measurements, y, options, message):
 def test_prediction_of_another_shape():
     stack, values, _ = problem(8, 6)
     model = LowRankRegression(1.0).fit(stack, values)
-    with pytest.raises(InputError, match="matrix"):
+    with pytest.raises(InputError, match="but the one found is"):
         model.predict(stack[:, :, :3])
 
 
