@@ -227,6 +227,12 @@ def test_a_power_as_a_function_gives_the_same_regression(ridge, smoothing):
     np.testing.assert_allclose(other.coef_, one.coef_, atol=1e-7)
 
 
+def test_a_function_may_leave_no_coefficient():
+    features, target, _ = regression(n=10)
+    model = SparseRegression(1e3, agop_power=slow, fit_intercept=False).fit(features, 0.1 * target)
+    assert not model.coef_.any() and model.stop_reason_ == "zero"
+
+
 def test_sparse_vectors_are_found_with_functions():
     for seed in range(3):
         features, target, truth = regression(seed)
