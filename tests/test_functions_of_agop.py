@@ -156,6 +156,8 @@ def test_what_a_function_must_return():
             complete(Observations.from_dense(matrix()), method="dense", agop_power=phi, **options)
     with pytest.raises(InputError, match="does not fall"):
         complete(Observations.from_dense(matrix()), method="factored", agop_power=lambda g: 1.0 / (1.0 + g), **options)
+    with pytest.raises(InputError, match="grows too slowly"):
+        complete(Observations.from_dense(matrix()), method="factored", agop_power=lambda g: g**0.1, ridge=0.4)
     with pytest.raises(InputError, match="takes a power"):
         complete(Observations.from_dense(matrix()), method="two-sided", agop_power=root)
     with pytest.raises(InputError, match="give a ridge"):
