@@ -13,6 +13,15 @@ import numpy as np
 from fastrfm.errors import InputError
 
 
+def check_plain(given: Any, name: str) -> None:
+    """Raise InputError for complex numbers, dates and masked entries, which conversion would make numbers of."""
+    kind = np.asarray(given).dtype.kind
+    if kind in "cmM":
+        raise InputError(f"{name} must be real numbers, got {'complex' if kind == 'c' else 'dates or durations'}")
+    if np.ma.is_masked(given):
+        raise InputError(f"{name} must not be masked: leave those measurements out")
+
+
 def float_array(values: Any, name: str) -> np.ndarray:
     """Return real numbers as float32 (if they are) or float64, or say that they are not."""
     try:

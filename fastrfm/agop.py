@@ -17,6 +17,7 @@ from fastrfm.options import Power, name_of
 
 # Of the norm: where functions in place of a power are looked at.
 _GRID, _WIDE_GRID = np.geomspace(1e-8, 1.0, 385), np.geomspace(1e-8, 1e3, 529)
+_LEAST_WEIGHT = 1e-75  # of φ at the size of the data, and one over the largest
 _LARGEST_EXPONENT = 600.0  # e to this power is still a float64
 
 
@@ -39,7 +40,10 @@ def feature_weights(eigenvalues: np.ndarray, agop_power: Power) -> np.ndarray:
         return np.asarray(eigenvalues**agop_power)
     given = np.array(eigenvalues, dtype=np.float64)  # a copy: what a function does to it is its own affair
     try:
-        weights = np.asarray(agop_power(given), dtype=np.float64)
+        found = np.asarray(agop_power(given))
+        if found.dtype.kind not in "biuf":
+            raise TypeError(f"it returns {found.dtype}, not real numbers")
+        weights = found.astype(np.float64)
     except (TypeError, ValueError) as error:
         raise InputError(f"agop_power: {name_of(agop_power)} fails on an array of eigenvalues: {error}") from error
     if weights.shape != eigenvalues.shape:
@@ -59,7 +63,13 @@ def gram_unit(agop_power: Power, unit: float) -> float:
     """Return K of one direction of singular value `unit`: what K and λ are divided by where `unit` is given."""
     if not callable(agop_power):
         return float(unit ** (4.0 * agop_power))
-    return float(feature_weights(np.array([unit * unit]), agop_power)[0] ** 2)
+    weight = float(feature_weights(np.array([unit * unit]), agop_power)[0])
+    if not _LEAST_WEIGHT < weight < 1.0 / _LEAST_WEIGHT:
+        raise InputError(
+            f"agop_power: {name_of(agop_power)} returns {weight:.3g} for an eigenvalue of {unit * unit:.3g}, whose "
+            "powers leave the range of float64: multiply the function by a constant"
+        )
+    return weight**2
 
 
 def least_smoothing(agop_power: Power, norm: float, share: float) -> float:
@@ -79,9 +89,12 @@ def size_of_gram(agop_power: Power, value: float, norm: float) -> float:
     """Return the singular value at which K is `value`; for a function the smallest of a grid up to 1e3 norms."""
     if not callable(agop_power):
         return math.exp(min(math.log(value) / (4.0 * agop_power), _LARGEST_EXPONENT))
-    sizes = norm * _WIDE_GRID
-    reaches = np.flatnonzero(feature_weights(sizes**2, agop_power) ** 2 >= value)
-    return float(sizes[reaches[0]]) if reaches.size else float(sizes[-1])
+    for grid in (_GRID, _WIDE_GRID):  # far above the norm a function may overflow: only where it must be
+        sizes = norm * grid
+        reaches = np.flatnonzero(feature_weights(sizes**2, agop_power) ** 2 >= value)
+        if reaches.size:
+            return float(sizes[reaches[0]])
+    return float(sizes[-1])
 
 
 def penalty(singular_values: np.ndarray, agop_power: Power, smoothing: float) -> float:

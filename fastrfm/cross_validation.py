@@ -21,7 +21,7 @@ from fastrfm.blocks import RowBlocks
 from fastrfm.errors import InputError, NotConvergedWarning
 from fastrfm.metrics import mae, rmse
 from fastrfm.observations import Observations
-from fastrfm.options import CompletionOptions
+from fastrfm.options import CompletionOptions, name_of
 from fastrfm.solvers.completion import complete
 from fastrfm.solvers.estimate import Layout, leading_triplets, start_estimate
 from fastrfm.solvers.offsets import fit_offsets
@@ -164,6 +164,8 @@ def make_grid(
                 centred = observations.shifted(fit_offsets(observations).at)
             for power in dict.fromkeys(agop_powers):
                 CompletionOptions(agop_power=power)  # refuses what is out of range
+                if callable(power):
+                    raise InputError(f"agop_powers must be numbers, got {name_of(power)}: a grid takes no functions")
                 if ridges is None:
                     steps = _SPAN ** (4.0 * power * np.arange(n_ridges) / (n_ridges - 1))
                     tried = (largest_ridge(centred, power) * steps).tolist()

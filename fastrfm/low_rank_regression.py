@@ -15,7 +15,7 @@ from fastrfm._interrupt import deferred
 from fastrfm._numba import check_thread_count, thread_limit
 from fastrfm._parameters import Parameters
 from fastrfm._regressor import not_fitted_error
-from fastrfm.errors import NotConvergedWarning
+from fastrfm.errors import InputError, NotConvergedWarning
 from fastrfm.low_rank_options import LOW_RANK_DEFAULTS, LowRankOptions
 from fastrfm.measurement_inputs import read_measurements, read_values
 from fastrfm.solvers.low_rank import low_rank_factors
@@ -163,9 +163,12 @@ class LowRankRegression(Parameters):
         if not self.__sklearn_is_fitted__():
             raise not_fitted_error()(f"this {type(self).__name__} is not fitted: call fit first, then predict")
         shape = (len(self.left_), len(self.right_))
-        options = LowRankOptions(shape=shape, memory=self.memory)
+        is_operator = hasattr(measurements, "matvec")  # nothing else needs to be told the shape
+        options = LowRankOptions(shape=shape if is_operator else None, memory=self.memory)
         with deferred(), thread_limit(check_thread_count(self.n_threads)):
             found = read_measurements(measurements, options)
+            if found.shape[1:] != shape:
+                raise InputError(f"the measurements are of a matrix {found.shape[1:]}, but the one found is {shape}")
             return found.forward_factors(self.left_, self.right_)
 
     def score(self, measurements: Any, y: Any) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastrfm._checks import check_shape
+from fastrfm._checks import check_plain, check_shape
 from fastrfm.errors import InputError
 from fastrfm.low_rank_options import LowRankOptions
 from fastrfm.measurements import (
@@ -62,6 +62,7 @@ def read_values(given: Any, n: int) -> np.ndarray:
     array = np.asarray(given)
     if array.dtype.kind == "c":
         raise InputError("Complex data not supported: y must be real numbers")
+    check_plain(given, "y")
     try:
         array = array.astype(np.float64)
     except (TypeError, ValueError) as error:
@@ -84,6 +85,8 @@ def _stack(given: Any) -> Any:
         raise InputError(f"{_KINDS}: {error}") from None
     if stack.dtype.kind == "c":
         raise InputError("Complex data not supported: measurements must be real numbers")
+    if not is_stored:
+        check_plain(given, "measurements")
     if stack.dtype.kind not in "biuf":
         raise InputError(f"{_KINDS}, got dtype {stack.dtype}")
     if len(stack.shape) != 3:

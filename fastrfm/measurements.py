@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from fastrfm._checks import check_plain
 from fastrfm._interrupt import check
 from fastrfm._numba import current_threads
 from fastrfm.errors import InputError
@@ -23,6 +24,7 @@ from fastrfm.errors import InputError
 BLOCK_BYTES = 64 << 20
 _N_BLOCKS, _MUCH = 8, 10**6  # blocks, at least, from that many numbers on: they are shared among threads
 _MATRIX_VECTOR = 8.0  # time of a multiplication where each number is used once, beside a matrix product
+_ADJOINT = 1e-3  # share by which the two ways of an operator may contradict: float32 rounds to less
 _N_PROBES = 8  # random vectors that tell the scale of an operator
 
 
@@ -278,6 +280,10 @@ class OperatorMeasurements(Measurements):
         self.square_sum = float(np.mean([np.square(self.adjoint(probe)).sum() for probe in probes]))
         if not np.isfinite(self.square_sum):
             raise InputError("rmatvec of the LinearOperator returns NaN or infinity: its entries must be finite")
+        seen = self.adjoint(probes[0])
+        square = float(np.vdot(seen, seen))
+        if not abs(float(probes[0] @ self.forward(seen)) - square) <= _ADJOINT * square:
+            raise InputError("rmatvec of the LinearOperator is not the adjoint of its matvec: check both")
 
     @property
     def direction_cost(self) -> float:
@@ -330,9 +336,8 @@ def _mirror(gram: np.ndarray, blocks: list[slice]) -> None:
 
 
 def _table(given: Any, name: str) -> np.ndarray:
+    check_plain(given, name)
     array = np.asarray(given)
-    if array.dtype.kind == "c":
-        raise InputError(f"{name} must be real numbers, got complex")
     try:
         array = np.ascontiguousarray(array, dtype=np.float64)
     except (TypeError, ValueError) as error:

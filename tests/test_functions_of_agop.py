@@ -10,7 +10,8 @@ import pytest
 
 from fastrfm import LowRankRegression, MatrixCompletion, Observations, SparseRegression, complete
 from fastrfm.agop import feature_gram, feature_weights, gram_unit, least_smoothing, penalty, size_of_gram
-from fastrfm.errors import InputError
+from fastrfm.cross_validation import make_grid
+from fastrfm.errors import InputError, NotConvergedWarning
 from fastrfm.options import name_of
 from fastrfm.solvers.factored import feature_factors
 from fastrfm.solvers.low_rank_weights import weights_of
@@ -147,11 +148,16 @@ def test_what_a_function_must_return():
         (lambda g: g * np.nan, "finite weights of at least 0"),
         (lambda g: 0.0 * g, "not all 0"),
         (lambda g: "x", "fails on an array of eigenvalues"),
+        (lambda g: np.sqrt(g.astype(complex)), "not real numbers"),
+        (lambda g: ["1"] * g.size, "not real numbers"),
+        (lambda g: 1e-300 * g, "multiply the function by a constant"),
     ):
         with pytest.raises(InputError, match=said):
             complete(Observations.from_dense(matrix()), method="dense", agop_power=phi, **options)
     with pytest.raises(InputError, match="does not fall"):
         complete(Observations.from_dense(matrix()), method="factored", agop_power=lambda g: 1.0 / (1.0 + g), **options)
+    with pytest.raises(InputError, match="grows too slowly"):
+        complete(Observations.from_dense(matrix()), method="factored", agop_power=lambda g: g**0.1, ridge=0.4)
     with pytest.raises(InputError, match="takes a power"):
         complete(Observations.from_dense(matrix()), method="two-sided", agop_power=root)
     with pytest.raises(InputError, match="give a ridge"):
@@ -223,6 +229,12 @@ def test_a_power_as_a_function_gives_the_same_regression(ridge, smoothing):
     np.testing.assert_allclose(other.coef_, one.coef_, atol=1e-7)
 
 
+def test_a_function_may_leave_no_coefficient():
+    features, target, _ = regression(n=10)
+    model = SparseRegression(1e3, agop_power=slow, fit_intercept=False).fit(features, 0.1 * target)
+    assert not model.coef_.any() and model.stop_reason_ == "zero"
+
+
 def test_sparse_vectors_are_found_with_functions():
     for seed in range(3):
         features, target, truth = regression(seed)
@@ -267,6 +279,34 @@ def test_general_measurements_are_met_with_functions():
         np.testing.assert_allclose(model.coef_, truth, atol=1e-5)
     with pytest.raises(InputError, match='use sides="columns"'):
         LowRankRegression(agop_power=mixed).fit(stack, values)
+
+
+@pytest.mark.parametrize("phi", [lambda g: 1.0 / (1.0 + g), lambda g: np.where(g < 0.2, 0.0, g)])
+def test_conjugate_gradients_refuse_functions_that_fall(phi):
+    stack, values, _ = measured()
+    options = {"agop_power": phi, "sides": "columns", "smoothing": 0.3, "max_iter": 2, "tol": 0.0}
+    with pytest.raises(InputError, match="does not fall"):
+        LowRankRegression(0.5, linear_solver="cg", **options).fit(stack, values)
+    with pytest.warns(NotConvergedWarning):
+        assert LowRankRegression(0.5, linear_solver="cholesky", **options).fit(stack, values).rank_ > 0
+
+
+def test_grids_take_no_functions():
+    for ridges in (None, [1.0]):
+        with pytest.raises(InputError, match="takes no functions"):
+            make_grid(Observations.from_dense(matrix()), [mixed], ridges)
+
+
+def test_functions_that_fail_far_from_the_data(tmp_path: Path):
+    def narrow(g):
+        if g.max() > 1e5:
+            raise ZeroDivisionError
+        return np.sqrt(g)
+
+    options = {"method": "dense", "ridge": 0.3, "checkpoint": tmp_path / "state.h5"}
+    observations = Observations.from_dense(matrix())
+    want = complete(observations, agop_power=root, **(options | {"checkpoint": None}))
+    np.testing.assert_array_equal(complete(observations, agop_power=narrow, **options).left, want.left)
 
 
 # --- the parts ----------------------------------------------------------------------------------------------------

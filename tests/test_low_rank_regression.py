@@ -83,6 +83,18 @@ def test_every_step_is_the_twins(sides, agop_power, ridge, shape):
         dual, smoothing = answers[-1].dual / unit, smoothing / 3.0
 
 
+@pytest.mark.parametrize("solver", ["cholesky", "cg"])
+@pytest.mark.parametrize("shape", [(1, 6), (6, 1)])
+def test_one_row_or_column_has_two_sides(shape, solver):
+    rng = np.random.default_rng(0)
+    stack, values = rng.standard_normal((4, *shape)), rng.standard_normal(4)
+    options = {"smoothing": 0.5, "tol": 1e-12, "linear_solver": solver}
+    model, matrix = LowRankRegression(0.7, **options).fit(stack, values), reference.least_norm(stack, values)
+    for _ in range(300):
+        matrix = reference.step(stack, values, matrix, agop_power=0.5, smoothing=0.5, ridge=0.7)
+    np.testing.assert_allclose(model.coef_, matrix, atol=1e-9)
+
+
 def test_the_estimator_takes_the_twins_steps():
     stack, values, _ = problem(7, 5, noise=0.3)
     with pytest.warns(NotConvergedWarning):
@@ -198,6 +210,17 @@ def test_noise_without_a_ridge_ends():
     assert model.stop_reason_ in ("converged", "floor")
     np.testing.assert_allclose(model.predict(stack), values, atol=1e-4)
     assert LowRankRegression(rank=2).fit(stack, values).rank_ == 2
+
+
+@pytest.mark.parametrize(("sides", "agop_power"), [("both", 0.4), ("both", 0.5), ("columns", 0.5), ("columns", 1.0)])
+def test_conjugate_gradients_end_before_rounding_has_the_rest(sides, agop_power):
+    """More directions are heavy than the preconditioner may hold, so the descent of epsilon has to stop."""
+    stack, values, _ = problem(8, 6, 2, 1.2, noise=0.3)
+    for n in (1, len(values)):
+        y = values[:n]
+        model = LowRankRegression(linear_solver="cg", sides=sides, agop_power=agop_power).fit(stack[:n], y)
+        assert np.linalg.norm(model.predict(stack[:n]) - y) <= 2e-3 * np.linalg.norm(y)
+        assert model.singular_values_[0] < 2.0 * np.abs(values).max()
 
 
 @pytest.mark.parametrize("solver", ["cholesky", "cg"])
@@ -398,6 +421,8 @@ def test_without_scikit_learn():
 
 
 GOOD, Y = np.ones((3, 2, 2)), np.ones(3)
+FLAT = np.arange(12.0).reshape(3, 4)
+WRONG_ADJOINT = LinearOperator((3, 4), matvec=lambda x: FLAT @ x, rmatvec=lambda x: -(FLAT.T @ x))
 
 
 @pytest.mark.parametrize(
@@ -425,6 +450,15 @@ GOOD, Y = np.ones((3, 2, 2)), np.ones(3)
         (aslinearoperator(np.ones((3, 4)) * 1j), Y, {"shape": (2, 2)}, "Complex"),
         (aslinearoperator(np.full((3, 4), np.nan)), Y, {"shape": (2, 2)}, "NaN"),
         ((np.ones((5, 2)), np.ones((5, 2))), np.ones(5), {"linear_solver": "cg"}, "least squares"),
+        (GOOD, np.arange(3).astype("M8[D]"), {}, "dates"),
+        ((np.ones((3, 2), dtype="m8[D]"), np.ones((3, 2))), Y, {}, "dates"),
+        (GOOD, np.ma.array(Y, mask=[1, 0, 0]), {}, "masked"),
+        (np.ma.array(GOOD, mask=GOOD > 0), Y, {}, "masked"),
+        (1e-200 * GOOD, Y, {}, "float64"),
+        (GOOD, 1e-300 * Y, {}, "float64"),
+        (GOOD, 1e200 * Y, {}, "float64"),
+        ((1e200 * np.ones((3, 2)), np.ones((3, 2))), Y, {}, "float64"),
+        (WRONG_ADJOINT, Y, {"shape": (2, 2)}, "not the adjoint"),
         (GOOD, Y, {"ridge": -1.0}, "ridge"),
         (GOOD, Y, {"agop_power": 0.6}, "sides"),
         (GOOD, Y, {"sides": "rows"}, "sides"),
@@ -442,7 +476,7 @@ def test_inputs_that_cannot_be_used(measurements, y, options, message):
 def test_prediction_of_another_shape():
     stack, values, _ = problem(8, 6)
     model = LowRankRegression(1.0).fit(stack, values)
-    with pytest.raises(InputError, match="matrix"):
+    with pytest.raises(InputError, match="but the one found is"):
         model.predict(stack[:, :, :3])
 
 

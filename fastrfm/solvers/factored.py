@@ -14,6 +14,7 @@ observations an iteration, and memory for the observations and a few (n_rows + n
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from fastrfm.agop import feature_weights
+from fastrfm.agop import feature_weights, gram_unit
 from fastrfm.blocks import RowBlocks
 from fastrfm.errors import InputError, RankWarning
 from fastrfm.factors import numerical_rank, tall_qr
@@ -40,6 +41,7 @@ _FLOOR = 1e-15  # of the data's norm: directions below it are rounding
 # In units of the features' own Gram, whose rounding is 1e-16: a smaller penalty would leave pivots of pure rounding.
 _LEAST_PENALTY = 1e-14
 _LEAST_POWER = 1e-300
+_MOST_LEFT, _LITTLE = 1.5, 1e-2  # times what α = 1/4 leaves of the sparse part; what never matters
 _RISE, _LEAST_GROWTH = 1e-12, 1e-100  # of a function φ: what counts as falling, and what as flat
 _BARELY_ABOVE = 1.0 + 1e-10  # a direction at ε itself has weight d = 0
 
@@ -263,6 +265,8 @@ def solve_factored(
         options.ridge, options.agop_power, options.effective_tol, observations.mean_weight, norm=data_norm
     )
     floor = max(_FLOOR * data_norm, least)
+    if callable(options.agop_power) and options.ridge > 0.0 and isinstance(options.smoothing, str):
+        _check_fading(options, floor, observations.mean_weight)
     wanted = FIRST_BLOCK if options.rank is None else options.rank + EXTRA_DIRECTIONS
     largest = min(LARGEST_BLOCK if options.rank is None else wanted, *observations.shape)
     rng = np.random.default_rng(options.random_state)
@@ -320,6 +324,16 @@ def solve_factored(
     del regression
     left = regress_rows(observations, features, part).part.coefficients
     return np.ascontiguousarray(left[:, :k]), features.basis, monitor
+
+
+def _check_fading(options: CompletionOptions, floor: float, mean_weight: float) -> None:
+    """Refuse a function with which the sparse part, which is dropped, fades less than at the power 1/4."""
+    share = mean_weight * gram_unit(options.agop_power, floor) / options.ridge
+    if share > _MOST_LEFT * max(math.sqrt(options.effective_tol), _LITTLE):
+        raise InputError(
+            f'method="factored" drops what {name_of(options.agop_power)} leaves of residuals, a share of {share:.2g} '
+            'of the ridge, for it grows too slowly from 0: use method="dense", or a smaller tol'
+        )
 
 
 def fit_width(

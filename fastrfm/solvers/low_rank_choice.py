@@ -17,6 +17,7 @@ from fastrfm.solvers.low_rank_systems import LARGEST_SYSTEM, CholeskySystems, Co
 LARGEST_STACK = 1 << 30  # bytes of an operator's measurements that are written out
 _USUAL_OVERSAMPLING = 2.5  # where no rank says how many unknowns there are
 _USUAL_STEPS = 10.0
+_LARGEST_DECADES = 100.0  # of sizes to the powers that are taken
 _FEW = 300  # measurements that are factored in no time
 
 
@@ -24,6 +25,7 @@ def recover(measurements: Measurements, values: np.ndarray, options: LowRankOpti
     """Return the fit of a checked problem."""
     n, n_rows, n_cols = measurements.shape
     n_entries = n_rows * n_cols
+    _check_sizes(measurements, values, options)
     if isinstance(measurements, OperatorMeasurements) and _is_written_out(measurements, options):
         measurements = measurements.as_stack()
     if isinstance(measurements, StackMeasurements) and n >= n_entries and n_entries <= LARGEST_SYSTEM:
@@ -46,6 +48,22 @@ def recover(measurements: Measurements, values: np.ndarray, options: LowRankOpti
         if options.linear_solver != "auto" or not can_merge:
             raise
     return solve_low_rank(measurements, values, options, CholeskySystems(measurements, values, options.ridge))
+
+
+def _check_sizes(measurements: Measurements, values: np.ndarray, options: LowRankOptions) -> None:
+    """Refuse problems whose powers, up to the 4 agop_power of the weights, come near the ends of float64."""
+    if not values.any() or not measurements.adjoint(values / np.abs(values).max()).any():
+        return  # nothing was measured but zeros
+    with np.errstate(all="ignore"):
+        entry = np.sqrt(measurements.square_sum / np.prod([float(side) for side in measurements.shape]))
+        sizes = np.array([entry, np.abs(values).max(), np.abs(values).max() / entry])
+        decades = np.abs(np.log10(sizes)).max()
+    power = 2.0 if callable(options.agop_power) else max(4.0 * options.agop_power, 2.0)
+    if not decades * power <= _LARGEST_DECADES:
+        raise InputError(
+            f"measurements of about {entry:.1e} an entry and y up to {sizes[1]:.1e}, or powers of them, leave the "
+            "range of float64: multiply them by constants first"
+        )
 
 
 def _is_written_out(measurements: OperatorMeasurements, options: LowRankOptions) -> bool:

@@ -31,6 +31,8 @@ _NO_CURVATURE = 1e-10
 _JITTER = 4e-16
 _SINGULAR = 1e-13
 _MOST_DIRECTIONS = 0.9  # of T beside measurements
+_HEAVY, _MISSED = 1e4, 1e-3  # weights outside T beside c, and what is missed of y: rounding then has the rest
+_RISE = 1e-6  # of weights: what counts as a function that falls; float32 rounds to less
 _STEPS = 8.0  # of conjugate gradients, usually, where T holds all that is heavy
 
 
@@ -107,6 +109,11 @@ class ConjugateGradients:
             n_rows, n_cols = measurements.shape[1:]
             bases, ones = (np.eye(n_rows), np.eye(n_cols)), (np.ones(n_rows), np.ones(n_cols))
             weights = Weights(*bases, *ones, sigma=np.zeros(min(n_rows, n_cols)), unit=1.0, smoothing=1.0)
+        if weights.least <= 0.0 or (np.diff(weights.cols) > _RISE * weights.cols.max()).any():
+            raise InputError(
+                "conjugate gradients need a function for agop_power that is above 0 and does not fall: use "
+                'linear_solver="cholesky"'
+            )
         scale = measurements.square_sum / measurements.shape[0]
         tangent = _Tangent(measurements, weights, ridge + weights.least * scale)
         rest = weights.table
@@ -150,7 +157,12 @@ class ConjugateGradients:
             direction = z + (following / product) * direction
             core = gamma + (following / product) * core
             product, steps = following, steps + 1
-        return Solution(weights.restored(estimate), dual, steps)
+        matrix = weights.restored(estimate)
+        if float(rest.max()) * scale > _HEAVY * tangent.shift:  # T could not take in all that is heavy
+            missed = float(np.linalg.norm(self._values - ridge * dual - measurements.forward(matrix)))
+            if not missed <= _MISSED * float(np.linalg.norm(self._values)):
+                return Solution(None, dual, steps)
+        return Solution(matrix, dual, steps)
 
 
 class _Tangent:

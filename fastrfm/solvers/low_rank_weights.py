@@ -57,7 +57,7 @@ class Weights:
 
     @property
     def is_one_sided(self) -> bool:
-        return bool(self.rows[0] == self.rows[-1])
+        return bool(self.rows[0] == self.rows[-1] == 1.0)  # descending; two-sided rows may be alike, too
 
     def rotated(self, matrix: np.ndarray) -> np.ndarray:
         """Return Uᵀ Z V."""

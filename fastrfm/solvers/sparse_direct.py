@@ -139,6 +139,9 @@ def descend(
         change = float(np.linalg.norm(following - coef) / max(float(np.linalg.norm(following)), 1e-300))
         coef = following
         largest = float(np.abs(coef).max())
+        if largest == 0.0:
+            out.stop_reason = "zero"
+            break
         if out.n_steps == 0 and start is None and not is_fixed:
             smoothing = _FIRST_SHARE * largest
         out.n_steps += 1
@@ -191,6 +194,8 @@ class _Systems:
         """Return β, (n_features,), or None where rounding has made the system singular."""
         self._leave_out(weights)
         design, coef = self._design, np.zeros(weights.size)
+        if design.shape[1] == 0:  # the ridge has the better of every column
+            return coef
         local = weights if self._chosen is None else weights[self._chosen]
         unit = float(local.max())  # K and λ in a unit that neither overflows nor underflows
         local, ridge = local / unit, self._ridge / unit
