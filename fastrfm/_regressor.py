@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from fastrfm._designs import PANEL_BYTES
 from fastrfm._parameters import Parameters
+from fastrfm.compressed_rows import CompressedRows
 from fastrfm.errors import InputError, NotFittedError
 from fastrfm.regression_inputs import Features, check_names, read_features, read_targets, read_weights
 
@@ -50,8 +52,10 @@ class LinearRegressor(Parameters):
         self._check_fitted("predict")
         features = self._same_columns(X)
         coef = np.atleast_2d(self.coef_)
-        if features.is_stored:
-            step = max(1, (64 << 20) // (8 * features.shape[1]))
+        if isinstance(features.table, CompressedRows):
+            product = np.concatenate([block @ coef.T for _, block in features.table.blocks(PANEL_BYTES)])
+        elif features.is_stored:
+            step = max(1, PANEL_BYTES // (8 * features.shape[1]))
             starts = range(0, features.shape[0], step)
             parts = [np.asarray(features.table[at : at + step], dtype=np.float64) @ coef.T for at in starts]
             product = np.concatenate(parts)

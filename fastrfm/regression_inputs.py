@@ -1,5 +1,7 @@
 """Features, targets and sample weights of regression, checked: arrays, frames, scipy.sparse, memory maps, HDF5.
 
+HDF5 means a 2-D dataset or a group laid out as anndata's csr_matrix.
+
 Errors once, here; what scikit-learn's checks look for in a message is in it. Never changes or copies what it is given
 where it can be used as it is. Not here: centring and weighting (``designs``).
 """
@@ -10,16 +12,18 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
+import h5py
 import numpy as np
 import scipy.sparse
 
-from fastrfm.designs import PANEL_BYTES
+from fastrfm._designs import PANEL_BYTES
+from fastrfm.compressed_rows import CompressedRows
 from fastrfm.errors import InputError
 
 
 @dataclass(frozen=True)
 class Features:
-    """Checked features: a float64 array, a scipy.sparse matrix, or a 2-D source in a file; and the columns' names."""
+    """Checked features: a float64 array, a scipy.sparse matrix, or a 2-D source or rows in a file; and their names."""
 
     table: Any
     names: np.ndarray | None
@@ -42,7 +46,12 @@ def read_features(given: Any, memory: int | None = None) -> Features:
         If they are not a 2-D table of finite real numbers with at least one row and column.
     """
     names = _column_names(given)
-    if scipy.sparse.issparse(given):
+    table: Any
+    if isinstance(given, h5py.Group):
+        table = CompressedRows(given)
+        if table.n_bytes <= (memory or PANEL_BYTES):
+            table = table.read()
+    elif scipy.sparse.issparse(given):
         table = given.tocsr() if given.format != "csr" else given
         if table.dtype.kind == "c":
             raise InputError("Complex data not supported: X must be real numbers")

@@ -82,8 +82,9 @@ class SparseRegression(LinearRegressor):
     -----
     Minimises ½ Σ w_i (y_i − intercept − x_i·β)² + ridge Σ |β_j|^p / p with p = 2 − 4 agop_power, log |β_j| at p = 0;
     with ridge 0 the penalty alone among all β that fit. Features are not scaled: bring columns of different units to
-    one scale first (p = 0 does not mind). Arrays, frames and scipy.sparse matrices are read; ``numpy.memmap`` and HDF5
-    datasets beyond `memory` bytes stay in their file. Several targets are fitted one by one.
+    one scale first (p = 0 does not mind). Arrays, frames and scipy.sparse matrices are read; ``numpy.memmap``, HDF5
+    datasets and csr_matrix groups of anndata's beyond `memory` bytes stay in their file. Several targets are fitted one
+    by one.
 
     Examples
     --------
@@ -132,7 +133,7 @@ class SparseRegression(LinearRegressor):
         Parameters
         ----------
         X : (n_samples, n_features) table
-            Array, frame, scipy.sparse matrix, memory map or HDF5 dataset.
+            Array, frame, scipy.sparse matrix, memory map, HDF5 dataset or HDF5 group laid out as anndata's csr_matrix.
         y : (n_samples,) or (n_samples, n_targets) array_like
         sample_weight : (n_samples,) array_like, optional
             Weights of the squared residuals, at least 0; as if samples were repeated.

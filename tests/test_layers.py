@@ -26,6 +26,8 @@ LAYERS = [
     "sparse_options",
     "low_rank_options",
     "kernels",
+    "_designs",
+    "compressed_rows",
     "designs",
     "regression_inputs",
     "measurements",

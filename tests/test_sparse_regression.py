@@ -21,7 +21,7 @@ from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.utils.estimator_checks import check_estimator
 
 from fastrfm import SparseRegression, SparseRegressionCV, sparse_regression_path
-from fastrfm.errors import InputError, NotConvergedWarning, NotFittedError
+from fastrfm.errors import FileFormatError, InputError, NotConvergedWarning, NotFittedError
 
 
 def problem(n=60, p=120, seed=0, noise=0.3):
@@ -98,6 +98,68 @@ def test_sources(ridge, tmp_path):
             model = SparseRegression(ridge, memory=4096).fit(source, y)
             np.testing.assert_allclose(model.coef_, wanted.coef_, atol=1e-7)
             np.testing.assert_allclose(model.predict(source), wanted.predict(X), atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"ridge": 1.0}, {"ridge": 1.0, "smoothing": 0.3}, {"ridge": 0.0}], ids=str)
+@pytest.mark.parametrize("dtypes", [("f8", "i4", "i4"), ("f4", "i8", "i8"), ("i2", "u4", "u8")])
+def test_compressed_rows_of_a_file(options, dtypes, tmp_path):
+    X, y, _ = problem(n=24, p=40)
+    X = np.round(2.0 * X * (np.random.default_rng(5).random(X.shape) < 0.3))
+    X[7] = 0.0
+    matrix = scipy.sparse.csr_array(X)
+    wanted = SparseRegression(**options).fit(matrix, y)
+    weighted = SparseRegression(**options).fit(matrix, y, np.arange(1.0, 25.0))
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        group = file.create_group("X")
+        group.attrs.update({"encoding-type": "csr_matrix", "shape": X.shape})
+        for name, dtype in zip(("data", "indices", "indptr"), dtypes, strict=True):
+            group.create_dataset(name, data=getattr(matrix, name).astype(dtype), chunks=(16,))
+        # Read whole, in few blocks, in many, row by row; the Gram over all columns reads pairs of blocks.
+        is_sharp = options == {"ridge": 1.0}
+        few = (None, 16 * 250) if dtypes[0] == "f8" else (None,)
+        for memory in (None, 16 * 150, 16 * 60, 1) if is_sharp else few:
+            model = SparseRegression(**options, memory=memory).fit(group, y)
+            np.testing.assert_allclose(model.coef_, wanted.coef_, atol=1e-8)
+            np.testing.assert_allclose(model.predict(group), wanted.predict(X), atol=1e-7)
+            model.fit(group, y, np.arange(1.0, 25.0))
+            np.testing.assert_allclose(model.coef_, weighted.coef_, atol=1e-8)
+        with pytest.raises(InputError, match="leave such rows out"):
+            SparseRegression(1.0, memory=1).fit(group, y, np.arange(24.0))
+
+
+def test_compressed_rows_that_cannot_be_used(tmp_path):
+    X, y, _ = problem(n=10, p=20)
+    matrix = scipy.sparse.csr_array(X)
+
+    def refuse(error, message, memory=None, **changed):
+        with h5py.File(tmp_path / "x.h5", "w") as file:
+            group = file.create_group("X")
+            group.attrs["encoding-type"] = changed.pop("encoding", "csr_matrix")
+            group.attrs["shape"] = changed.pop("shape", X.shape)
+            for name in ("data", "indices", "indptr"):
+                group[name] = changed.get(name, getattr(matrix, name))
+            with pytest.raises(error, match=message):
+                SparseRegression(1.0, memory=memory).fit(group, y)
+
+    for memory in (None, 64):
+        refuse(InputError, "of encoding-type csc_matrix: only", memory, encoding="csc_matrix")
+        refuse(InputError, "NaN or infinity", memory, data=np.where(np.arange(200) == 150, np.nan, 1.0))
+        refuse(InputError, r"lie in 0…19, got 20 in /X/indices", memory, indices=matrix.indices + 1)
+        refuse(InputError, "got -1", memory, indices=matrix.indices - 1)
+        refuse(InputError, "indptr must rise", memory, indptr=matrix.indptr[::-1])
+        refuse(InputError, "must be two whole numbers", memory, shape=(10,))
+        refuse(FileFormatError, "must have shape", memory, shape=(11, 20))
+        refuse(
+            InputError,
+            r"0 feature\(s\)",
+            memory,
+            shape=(10, 0),
+            data=np.zeros(0),
+            indices=np.zeros(0, int),
+            indptr=np.zeros(11, int),
+        )
+    with h5py.File(tmp_path / "x.h5", "w") as file, pytest.raises(InputError, match="of encoding-type none"):
+        SparseRegression(1.0).fit(file, y)
 
 
 def test_warm_start_goes_on():

@@ -9,6 +9,7 @@ import reference_sparse as reference
 import scipy.sparse
 
 from fastrfm._numba import thread_limit
+from fastrfm.compressed_rows import CompressedDesign, CompressedRows
 from fastrfm.designs import StoredDesign, make_design
 from fastrfm.errors import InputError
 from fastrfm.solvers.sparse import prepare, solve_sparse
@@ -34,17 +35,28 @@ def fit(matrix, target, weights=None, is_centred=False, start=None, **options):
         return solve_sparse(design, target[:, None], SparseOptions(**options), start)[0]
 
 
+def write_rows(file, name, matrix):
+    """Write a csr_matrix group as anndata does."""
+    group = file.create_group(name)
+    group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": matrix.shape})
+    for part in ("data", "indices", "indptr"):
+        group[part] = getattr(matrix, part)
+    return group
+
+
 def kinds(matrix, folder):
     """Yield the same matrix as each kind of design."""
     path = folder / "x.h5"
     with h5py.File(path, "w") as file:
         file["x"] = matrix
+        write_rows(file, "rows", scipy.sparse.csr_array(matrix))
     roots = np.sqrt(np.random.default_rng(9).uniform(0.5, 2.0, len(matrix)))
     for is_centred in (False, True):
         dense = make_design(matrix, roots**2, is_centred=is_centred)[0]
         yield dense, make_design(scipy.sparse.csr_array(matrix), roots**2, is_centred=is_centred)[0]
         with h5py.File(path) as file:
             yield dense, StoredDesign(file["x"], roots, is_centred, panel_bytes=8 * 7 * min(matrix.shape))
+            yield dense, CompressedDesign(CompressedRows(file["rows"]), roots, is_centred, 16 * 5 * matrix.shape[1])
 
 
 # --- the twin -----------------------------------------------------------------------------------------------------
