@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,9 +20,9 @@ from fastrfm._numba import check_thread_count, thread_limit
 from fastrfm._regressor import LinearRegressor
 from fastrfm.errors import InputError, NotConvergedWarning
 from fastrfm.regression_inputs import read_features, read_targets, read_weights
-from fastrfm.solvers.sparse import prepare, sparse_path, suggested_ridges
+from fastrfm.solvers.sparse import prepare, solve_sparse, sparse_path, suggested_ridges
 from fastrfm.sparse_options import SparseOptions
-from fastrfm.sparse_regression import check_ridges, make_problem
+from fastrfm.sparse_regression import Problem, check_ridges, make_problem
 
 POWERS = (0.25, 0.375, 0.5, 1.0)
 N_RIDGES, LEAST_SHARE = 60, 1e-4  # folds of correlated features are often told best by a very small ridge
@@ -35,7 +36,8 @@ class SparseRegressionCV(LinearRegressor):
     agop_powers : sequence of float
         Those to try, each at least 1/4.
     ridges : (n,) array_like or None
-        Falling; None lets the data suggest `n_ridges` for each power, see :func:`sparse_regression_path`.
+        Falling; the last may be 0, which interpolates, or is least squares where samples outnumber features. None lets
+        the data suggest `n_ridges` for each power, see :func:`sparse_regression_path`.
     n_ridges, least_share, max_features
         As there; by default 60 ridges, down to an entry threshold of 1e-4 of the first.
     cv : int, splitter or iterable of (train, test) index arrays
@@ -124,7 +126,8 @@ class SparseRegressionCV(LinearRegressor):
         Raises
         ------
         InputError
-            As there; also for an agop_power below 1/4, fewer than two folds or samples, or an X that stays in a file.
+            As there; also for an agop_power below 1/4, a ridge of 0 that is not the last, fewer than two folds or
+            samples, or an X that stays in a file.
 
         Warns
         -----
@@ -133,7 +136,9 @@ class SparseRegressionCV(LinearRegressor):
         """
         features = read_features(X)
         if features.is_stored:
-            raise InputError("cross-validation holds X in memory: pass X[...], or fit SparseRegression at given ridges")
+            raise InputError(
+                "cross-validation holds X in memory: read it first (X[...] of a dataset), or fit single ridges"
+            )
         targets, is_single = read_targets(y, features.shape[0])
         weights = read_weights(sample_weight, features.shape[0])
         options = self._options()
@@ -156,7 +161,7 @@ class SparseRegressionCV(LinearRegressor):
 
     def _grid(self, data: tuple[Any, ...], options: SparseOptions) -> np.ndarray:
         if self.ridges is not None:
-            return check_ridges(self.ridges)
+            return check_ridges(self.ridges, may_end_at_zero=True)
         problem = make_problem(data[0], data[1], data[2], options.fit_intercept)
         return suggested_ridges(problem.design, problem.targets, options.penalty_power, self.n_ridges, self.least_share)
 
@@ -170,20 +175,17 @@ class SparseRegressionCV(LinearRegressor):
         for place, (train, test) in enumerate(folds):
             part = None if weights is None else weights[train]
             problem = make_problem(table[train], targets[train], part, options.fit_intercept)
-            design, reduced = prepare(problem.design, problem.targets, options)
             share = float(problem.design.roots @ problem.design.roots) / _total(weights, len(targets))
-            ridges = grid * share ** (0.5 * options.penalty_power)
-            errors = np.zeros((2, grid.size))
-            for t in range(targets.shape[1]):
-                most = self._most(len(train), table.shape[1])
-                coefs, n_active, _ = sparse_path(design, reduced[:, t].copy(), options, ridges, most)
+            errors, most = np.zeros((2, grid.size)), self._most(len(train), table.shape[1])
+            paths = _paths(problem, options, grid * share ** (0.5 * options.penalty_power), most)
+            for t, (places, coefs, _) in enumerate(paths):
                 predicted = np.asarray(table[test] @ coefs.T)
                 predicted += problem.target_means[t] - coefs @ problem.means
                 misfit = (targets[test, t, None] - predicted) ** 2
                 shares = np.ones(len(test)) if weights is None else weights[test]
-                errors[0, : len(coefs)] += (shares @ misfit) / max(float(shares.sum()), 1e-300)
-                errors[1, : len(coefs)] += n_active
-                errors[:, len(coefs) :] = np.inf
+                errors[0, places] += (shares @ misfit) / max(float(shares.sum()), 1e-300)
+                errors[1, places] += np.count_nonzero(coefs, axis=1)
+                errors[:, np.setdiff1d(np.arange(grid.size), places)] = np.inf
             out[:, place] = errors
         return out
 
@@ -217,18 +219,36 @@ class SparseRegressionCV(LinearRegressor):
         place = [option.agop_power for option in options].index(self.agop_power_)
         ridges = grids[place][grids[place] >= self.ridge_]
         problem = make_problem(data[0], data[1], data[2], self.fit_intercept)
-        design, reduced = prepare(problem.design, problem.targets, options[place])
-        coefs, has_converged = [], True
-        for target in reduced.T:
-            found, _, is_good = sparse_path(design, target.copy(), options[place], ridges, design.shape[1])
-            coefs.append(found[-1])
-            has_converged &= is_good
+        if self.ridge_ == 0.0:  # stands alone: no path leads there
+            ridges = ridges[-1:]
+        paths = list(_paths(problem, options[place], ridges, problem.design.shape[1]))
+        coefs, has_converged = [found[-1] for _, found, _ in paths], all(is_good for *_, is_good in paths)
         self.n_iter_ = int(ridges.size)
         chosen = np.array(coefs)
         intercepts = problem.intercepts(chosen)
         self.coef_, self.intercept_ = (chosen[0], float(intercepts[0])) if is_single else (chosen, intercepts)
         if not has_converged:
             warnings.warn("the final fit did not converge: raise max_iter or tol", NotConvergedWarning, stacklevel=3)
+
+
+def _paths(
+    problem: Problem, options: SparseOptions, ridges: np.ndarray, most: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
+    """Yield for each target the places in `ridges` that were solved, their coefficients, and whether all converged.
+
+    A path goes down the ridges above 0 until it has more than `most` features; a ridge of 0 is interpolated on its own.
+    """
+    n_positive = int(np.count_nonzero(ridges))
+    design, reduced = prepare(problem.design, problem.targets, options)
+    at_zero = replace(options, ridge=0.0)
+    fits = solve_sparse(problem.design, problem.targets, at_zero) if n_positive < ridges.size else []
+    for t, target in enumerate(reduced.T):
+        coefs, _, has_converged = sparse_path(design, target.copy(), options, ridges[:n_positive], most)
+        places = np.arange(len(coefs))
+        if fits:
+            coefs, places = np.vstack([coefs, fits[t].coef]), np.append(places, n_positive)
+            has_converged &= fits[t].stop_reason != "max_iter"
+        yield places, coefs, has_converged
 
 
 def make_folds(cv: Any, table: Any, targets: np.ndarray, random_state: int) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -259,11 +259,15 @@ def sparse_regression_path(
     return falling[: len(coefs)], coefs, problem.intercepts(coefs)
 
 
-def check_ridges(ridges: Any) -> np.ndarray:
-    """Return falling ridges above 0 as float64, or say what is wrong with them."""
+def check_ridges(ridges: Any, *, may_end_at_zero: bool = False) -> np.ndarray:
+    """Return falling ridges above 0, the last perhaps 0, as float64, or say what is wrong with them."""
     falling = np.asarray(ridges, dtype=np.float64)
-    if falling.ndim != 1 or not falling.size or not np.isfinite(falling).all() or not (falling > 0.0).all():
+    if falling.ndim != 1 or not falling.size or not np.isfinite(falling).all() or (falling < 0.0).any():
         raise InputError(f"ridges must be finite numbers above 0, got {ridges!r}")
     if (np.diff(falling) > 0.0).any():
         raise InputError("ridges must fall, so that each fit can start from the one before: sort them")
+    n_zero = int(np.count_nonzero(falling == 0.0))
+    if n_zero > int(may_end_at_zero):
+        wanted = "one ridge of 0 is enough" if may_end_at_zero else "no path leads to 0, fit SparseRegression(0)"
+        raise InputError(f"ridges must be finite numbers above 0, got {ridges!r}: {wanted}")
     return falling

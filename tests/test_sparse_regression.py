@@ -281,3 +281,29 @@ def test_cross_validation_folds_and_errors():
     for wrong in ({"agop_powers": [0.2]}, {"agop_powers": []}, {"cv": 1}, {"cv": [(np.arange(3), np.arange(3, 6))]}):
         with pytest.raises(InputError):
             SparseRegressionCV(**wrong).fit(X, y)
+
+
+@pytest.mark.parametrize("shape", [(40, 60), (60, 20)])
+def test_a_ridge_of_zero_is_a_candidate(shape):
+    X, y, coef = problem(*shape, noise=0.0)
+    ridges = [3.0, 1.0, 0.0]
+    model = SparseRegressionCV(agop_powers=[0.5], ridges=ridges).fit(X, y)
+    assert model.ridge_ == 0.0 and model.cv_results_["ridge"].tolist() == ridges
+    np.testing.assert_allclose(model.coef_, coef, atol=1e-8)
+    np.testing.assert_array_equal(model.coef_, SparseRegression().fit(X, y).coef_)
+    assert model.cv_results_["mean_error"][2] < 1e-12 < model.cv_results_["mean_error"][1]
+    alone = SparseRegressionCV(agop_powers=[0.5], ridges=[0.0]).fit(X, np.column_stack([y, -y]))
+    np.testing.assert_allclose(alone.coef_, [coef, -coef], atol=1e-8)
+
+
+def test_with_noise_a_ridge_of_zero_is_not_chosen():
+    X, y, _ = problem(noise=1.0)
+    with_zero = SparseRegressionCV(agop_powers=[0.25], ridges=[30.0, 10.0, 0.0]).fit(X, y)
+    without = SparseRegressionCV(agop_powers=[0.25], ridges=[30.0, 10.0]).fit(X, y)
+    assert with_zero.ridge_ == without.ridge_ > 0.0
+    np.testing.assert_array_equal(with_zero.coef_, without.coef_)
+    np.testing.assert_array_equal(with_zero.cv_results_["mean_error"][:2], without.cv_results_["mean_error"])
+    with pytest.raises(InputError, match="one ridge of 0 is enough"):
+        SparseRegressionCV(ridges=[1.0, 0.0, 0.0]).fit(X, y)
+    with pytest.raises(InputError, match="no path leads to 0"):
+        sparse_regression_path(X, y, ridges=[1.0, 0.0])
