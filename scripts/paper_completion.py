@@ -151,26 +151,31 @@ def fewest_entries(rows: pandas.DataFrame, method: str, place: str) -> float:
 def compare(rows: pandas.DataFrame, place: str, ours: list[str], others: dict[str, list[str]]) -> str:
     """Return in words what share the best of ours recovers, over all numbers of observations, and the best of others.
 
-    `others` has lists of methods under the name that they go by.
+    `others` has lists of methods under the name that they go by. Shares are over the numbers at which every group was
+    measured, of the methods that were measured at all of these.
     """
-    shares = {
-        method: float(rows[rows["method"] == method].groupby(place)["is_recovered"].mean().mean())
-        for method in in_order(rows["method"])
-    }
+    present = {name: methods for name, methods in {"ours": ours, **others}.items() if methods}
+    missing = [name for name in others if name not in present]
+    shares = rows.groupby(["method", place])["is_recovered"].mean().unstack()
+    common = shares.columns[np.logical_and.reduce([shares.loc[m].notna().any() for m in present.values()])]
+    means = shares[common].dropna().mean(axis=1)
 
-    def best(methods: list[str]) -> tuple[float, str]:
-        name = max(methods, key=lambda method: (shares[method], -fewest_entries(rows, method, place)))
-        at = fewest_entries(rows, name, place)
+    def best(methods: list[str]) -> str:
+        whole = [method for method in methods if method in means]
+        return max(whole, key=lambda method: (means[method], -fewest_entries(rows, method, place)))
+
+    if missing or not len(common) or not all(means.index.isin(m).any() for m in present.values()):
+        return f"**Not measured beside: {', '.join(missing) or 'all of the others'}.**"
+    found = {name: best(methods) for name, methods in present.items()}
+    gaps = [means[found["ours"]] - means[found[name]] for name in others]
+    verdict = "Reproduced" if min(gaps) > 0.0 else "Not reproduced" if min(gaps) < 0.0 else "Not decided"
+    said = []
+    for name, method in found.items():
+        at = fewest_entries(rows, method, place)
         half = f"half of them from {at:g} on" if np.isfinite(at) else "never half of them"
-        return shares[name], f"{name} {100 * shares[name]:.0f} % ({half})"
-
-    share, words = best(ours)
-    found = {name: best(methods) for name, methods in others.items() if methods}
-    verdict = "Reproduced" if all(share > theirs for theirs, _ in found.values()) else "Not reproduced"
-    missing = [name for name in others if name not in found]
-    verdict = f"Not measured beside: {', '.join(missing)}" if missing else verdict
-    said = "; ".join([words, *[f"{name}: {text}" for name, (_, text) in found.items()]])
-    return f"**{verdict}.** Share of the instances recovered, over these numbers of observations: {said}."
+        said.append(f"{name}: {method} {100 * means[method]:.0f} % ({half})")
+    where = "these numbers" if len(common) == shares.shape[1] else f"{', '.join(map(str, common))}"
+    return f"**{verdict}.** Share of the instances recovered, over {where} of observations: {'; '.join(said)}."
 
 
 def _verdict(rows: pandas.DataFrame) -> str:

@@ -77,9 +77,16 @@ def test_verdicts_follow_the_rows():
     frame = pandas.DataFrame(ours + flickering + never)
     assert [fewest_entries(frame, name, "n") for name in ("ours", "theirs", "never")] == [20, 30, np.inf]
     said = compare(frame, "n", ["ours"], {"A": ["theirs"], "B": ["never"]})
-    assert said.startswith("**Reproduced.**") and "ours 58 % (half of them from 20 on)" in said
+    assert said.startswith("**Reproduced.**") and "over these numbers" in said
+    assert "ours: ours 58 % (half of them from 20 on)" in said
     assert "A: theirs 50 % (half of them from 30 on); B: never 8 % (never half of them)" in said
     assert compare(frame, "n", ["theirs"], {"A": ["ours"]}).startswith("**Not reproduced.**")
+    assert compare(frame, "n", ["ours"], {"A": ["theirs"], "B": []}) == "**Not measured beside: B.**"
+    # Only what was measured of both counts: at 30 alone they are even, whatever they did elsewhere.
+    partly = frame[(frame["method"] != "theirs") | (frame["n"] == 30)].copy()
+    partly.loc[partly["method"] == "theirs", "is_recovered"] = True
+    said = compare(partly, "n", ["ours"], {"A": ["theirs"]})
+    assert said.startswith("**Not decided.**") and "over 30 of observations" in said
 
 
 @pytest.mark.parametrize("kind", ["matrix", "diagonal"])
