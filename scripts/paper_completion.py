@@ -151,20 +151,19 @@ def fewest_entries(rows: pandas.DataFrame, method: str, place: str) -> float:
 def compare(rows: pandas.DataFrame, place: str, ours: list[str], others: dict[str, list[str]]) -> str:
     """Return in words what share the best of ours recovers, over all numbers of observations, and the best of others.
 
-    `others` has lists of methods under the name that they go by. Shares are over the numbers at which every group was
-    measured, of the methods that were measured at all of these.
+    `others` has lists of methods under the name that they go by. Shares are over the numbers at which all of them were
+    measured.
     """
     present = {name: methods for name, methods in {"ours": ours, **others}.items() if methods}
     missing = [name for name in others if name not in present]
     shares = rows.groupby(["method", place])["is_recovered"].mean().unstack()
-    common = shares.columns[np.logical_and.reduce([shares.loc[m].notna().any() for m in present.values()])]
-    means = shares[common].dropna().mean(axis=1)
+    common = shares.columns[np.logical_and.reduce([shares.loc[m].notna().all() for m in present.values()])]
+    means = shares[common].mean(axis=1)
 
     def best(methods: list[str]) -> str:
-        whole = [method for method in methods if method in means]
-        return max(whole, key=lambda method: (means[method], -fewest_entries(rows, method, place)))
+        return max(methods, key=lambda method: (means[method], -fewest_entries(rows, method, place)))
 
-    if missing or not len(common) or not all(means.index.isin(m).any() for m in present.values()):
+    if missing or not len(common):
         return f"**Not measured beside: {', '.join(missing) or 'all of the others'}.**"
     found = {name: best(methods) for name, methods in present.items()}
     gaps = [means[found["ours"]] - means[found[name]] for name in others]
