@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import resource
 import subprocess
 import time
 from collections.abc import Callable
@@ -72,6 +73,11 @@ def median_ratio(slow: Callable[[], Any], fast: Callable[[], Any], repeats: int)
         pairs.append((middle - start, time.perf_counter() - middle))
     first, second = np.array(pairs).T
     return float(np.median(first)), float(np.median(second)), float(np.median(first / second))
+
+
+def peak_bytes() -> int:
+    """Return the most memory that this process has had resident."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def describe_machine() -> str:

@@ -7,7 +7,6 @@ for comparison, from memory; each run in a process of its own. ``--smoke`` shows
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import tempfile
 import time
 import warnings
@@ -18,7 +17,7 @@ from typing import Any
 
 import click
 import numpy as np
-from bench_common import describe_machine
+from bench_common import describe_machine, peak_bytes
 
 from fastrfm import complete, open_observations
 from fastrfm._hdf5 import mark, writing_large_hdf5
@@ -54,11 +53,6 @@ def write_problem(path: Path, n_rows: int, n_cols: int, per_row: int, seed: int 
             values = np.einsum("ia,ija->ij", left, right[cols]) + 0.1 * rng.standard_normal(cols.shape)
             span = slice(start * per_row, (start + rows) * per_row)
             data[span], indices[span] = values.ravel(), cols.ravel()
-
-
-def peak_bytes() -> int:
-    """Return the most memory that this process has had resident."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def run(path: Path, options: dict[str, Any], memory: int, n_iter: int) -> dict[str, float]:

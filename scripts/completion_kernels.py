@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import time
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +11,7 @@ from typing import Any
 
 import click
 import numpy as np
-from bench_common import median_ratio, median_seconds, uniform_rows
+from bench_common import median_ratio, median_seconds, peak_bytes, uniform_rows
 from completion_problems import make_problem
 
 from fastrfm import Observations, complete
@@ -95,17 +94,14 @@ def _sweep(observations: Observations, k: int) -> tuple[Any, Any]:
 
 
 def _large_run(n_rows: int, n_cols: int, rank: int, n_observed: int, queue: Queue[dict[str, Any]]) -> None:
-    def peak() -> int:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
     complete(make_problem(40, 30, 2, 600, 0).observations, 2, method="two-sided")  # compiled code is loaded
-    bare = peak()
+    bare = peak_bytes()
     problem = make_problem(n_rows, n_cols, rank, n_observed, seed=0)
-    before = peak()
+    before = peak_bytes()
     start = time.perf_counter()
     result = complete(problem.observations, rank, method="two-sided", tol=LARGE_TOL)
     seconds = time.perf_counter() - start
-    after = peak()
+    after = peak_bytes()
     queue.put(
         {
             "shape": (n_rows, n_cols),

@@ -7,7 +7,7 @@ lin-RFM, taken apart into balanced factors, is to have no gradient in the networ
 
 from __future__ import annotations
 
-from functools import reduce
+from functools import cache, reduce
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,7 @@ def power_of(depth: int) -> float:
 # --- problems and objectives --------------------------------------------------------------------------------------
 
 
+@cache
 def _matrix_problem(seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return noisy values and which of them are observed."""
     rng = np.random.default_rng(seed)
@@ -42,6 +43,7 @@ def _matrix_problem(seed: int) -> tuple[np.ndarray, np.ndarray]:
     return values + _NOISE * rng.standard_normal(_SHAPE), rng.random(_SHAPE) < _SHARE
 
 
+@cache
 def _sparse_problem(seed: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     matrix, coef = rng.standard_normal((_SAMPLES, _FEATURES)), np.zeros(_FEATURES)

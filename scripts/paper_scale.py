@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas
+from bench_common import peak_bytes
 from completion_page import table
 from completion_problems import entries_for, make_problem
 from paper_records import (
@@ -50,10 +50,6 @@ def _settings(is_quick: bool) -> list[Row]:
     ]
 
 
-def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def _solve(setting: Row) -> Row:
     """Measure one completion; in a process of its own, for the memory's sake."""
     n, rank = setting["n"], setting["rank"]
@@ -62,7 +58,7 @@ def _solve(setting: Row) -> Row:
     with unconverged_is_fine():
         complete(warm.observations, 2, max_iter=5, **options)
     problem = make_problem(n, n, rank, entries_for(n, n, rank, RHO), setting["seed"])
-    before = _peak_bytes()
+    before = peak_bytes()
     start = time.perf_counter()
     with unconverged_is_fine():
         result = complete(problem.observations, rank, tol=1e-8, **options)
@@ -70,8 +66,8 @@ def _solve(setting: Row) -> Row:
     return {
         "n_observed": problem.observations.n_observed,
         "seconds": seconds,
-        "peak_bytes": _peak_bytes(),
-        "peak_growth": _peak_bytes() - before,
+        "peak_bytes": peak_bytes(),
+        "peak_growth": peak_bytes() - before,
         "error": problem.error(result.left, result.right),
         "n_iter": result.n_iter,
         "stop_reason": result.stop_reason,
