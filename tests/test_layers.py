@@ -25,6 +25,7 @@ LAYERS = [
     "options",
     "sparse_options",
     "low_rank_options",
+    "_cuda",
     "kernels",
     "_designs",
     "compressed_rows",
@@ -127,7 +128,9 @@ def test_modules_import_only_from_layers_above(path):
     assert layer in LAYERS, f"give {layer} its place in LAYERS"
     above = LAYERS[: LAYERS.index(layer)]
     # Packages may import within themselves, but a kernel shares no code: the disk cache would not see it change.
-    allowed = {*above, ""} if layer == "kernels" or path.parent == PACKAGE else {*above, layer, ""}
+    # Device kernels do, with their twins: they are not kept on disk.
+    is_alone = path.parent in (PACKAGE, PACKAGE / "kernels")
+    allowed = {*above, ""} if is_alone else {*above, layer, ""}
     if layer not in ("cli", "__main__"):
         allowed.discard("")  # only the command reads the version from the top
     assert own_layers(path) <= allowed
@@ -135,17 +138,19 @@ def test_modules_import_only_from_layers_above(path):
 
 def test_numba_is_named_in_one_place():
     for path in MODULES:
-        wanted = {"_numba": {"numba"}, "_lanes": {"numba", "llvmlite"}, "kernels": {"numba"}}.get(layer_of(path), set())
+        wanted = {"_lanes": {"numba", "llvmlite"}}.get(layer_of(path), set())
+        if layer_of(path) in ("_numba", "_cuda", "kernels"):
+            wanted = {"numba"}
         found = {name.split(".")[0] for name in imports(path)} & {"numba", "llvmlite"}
         assert found <= wanted, f"{path.name} imports {found - wanted}"
-        if layer_of(path) == "kernels":  # prange and no decorator
+        if layer_of(path) == "kernels":  # prange, or what threads and blocks are called, and no decorator
             names = [
                 alias.name
                 for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
                 if isinstance(node, ast.ImportFrom) and node.module == "numba"
                 for alias in node.names
             ]
-            assert set(names) <= {"prange"}
+            assert set(names) <= ({"cuda"} if path.parent.name == "cuda" else {"prange"})
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if layer_of(p) in (*LIGHT, "__main__")])

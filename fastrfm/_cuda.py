@@ -1,0 +1,133 @@
+"""The one place that names CUDA options: how device kernels are compiled, launched and put on streams.
+
+Beside ``_numba``, and imported only once a device is asked for, or asked about. A device kernel is called like its twin
+on the processor, with the same arguments on the device; how many blocks of how many threads it takes follows from them
+by the launch rule in its decorator. Every loop over items or groups strides by the whole grid, so that any grid covers
+any number of them, and positions are int64: more than 2³¹ entries are no special case. Not here: arrays, memory and
+which devices there are (``devices``), and any arithmetic of the method.
+
+Kernels are compiled in every process that uses them (about half a second each), not kept on disk: Numba's cache would
+not notice an edited function that a kernel shares with its twin. With ``NUMBA_ENABLE_CUDASIM=1`` every kernel runs in
+Numba's simulator, thread by thread, on few threads.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from numba import config, cuda
+
+IS_SIMULATED = bool(vars(config)["ENABLE_CUDASIM"])
+# A power of two: block sums halve. The simulator starts a Python thread for each.
+N_THREADS = 4 if IS_SIMULATED else 128
+# Blocks of one launch: enough to fill any device many times over; the rest is the stride of a loop in the kernel.
+MOST_BLOCKS = 4 if IS_SIMULATED else 1 << 16
+MOST_SHARED_BYTES = 48 << 10  # what a block may have without asking for more
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Blocks, threads of each, and bytes of dynamic shared memory of each."""
+
+    n_blocks: int
+    n_threads: int = N_THREADS
+    shared_bytes: int = 0
+
+
+def over_items(n_items: int, n_threads: int = N_THREADS) -> Launch:
+    """Return a launch with a thread for each item, or fewer that stride over them; no blocks for no items."""
+    return Launch(min(-(-n_items // n_threads), MOST_BLOCKS), n_threads)
+
+
+def over_groups(n_groups: int, *, shared_bytes: int = 0, n_threads: int = N_THREADS) -> Launch:
+    """Return a launch with a block for each group (a row, a column, a tile), or fewer that stride over them."""
+    return Launch(min(n_groups, MOST_BLOCKS), n_threads, shared_bytes)
+
+
+class DeviceKernel:
+    """A compiled kernel that takes the arguments of its twin.
+
+    Attributes
+    ----------
+    function : callable
+        As written: its signature is the twin's.
+    types : str
+        A word for each argument: its element type and its number of dimensions, 0 for a scalar. ``i`` int32, ``l``
+        int64, ``d`` float64, ``r`` the number type of the factors and ``v`` that of the values, float32 or float64 by
+        themselves. What the kernel is compiled for where there is no device to call it.
+    """
+
+    def __init__(self, function: Callable[..., Any], launch: Callable[..., Launch], types: str) -> None:
+        self.function, self._launch, self.types = function, launch, types
+        self.__doc__, self.__name__ = function.__doc__, function.__name__
+        names = list(inspect.signature(function).parameters)
+        self._places = [names.index(name) for name in inspect.signature(launch).parameters]
+
+    @cached_property
+    def _compiled(self) -> Any:
+        return cuda.jit(self.function)
+
+    def launch(self, *arguments: Any) -> Launch:
+        """Return how a call with these arguments would be launched."""
+        return self._launch(*(arguments[place] for place in self._places))
+
+    def __call__(self, *arguments: Any) -> None:
+        shape = self.launch(*arguments)
+        if shape.n_blocks > 0:
+            self._compiled[shape.n_blocks, shape.n_threads, compute_stream(), shape.shared_bytes](*arguments)
+
+
+def device_kernel(launch: Callable[..., Launch], types: str) -> Callable[[Callable[..., Any]], DeviceKernel]:
+    """Compile for the device, to be launched by `launch`: a function of those of the kernel's arguments it names.
+
+    `types` are those of :class:`DeviceKernel`.
+    """
+    return lambda function: DeviceKernel(function, launch, types)
+
+
+def device_inner(function: Callable[..., Any]) -> Any:
+    """Compile `function` for use inside device kernels; often one that the twin compiles as well."""
+    return cuda.jit(device=True)(function)
+
+
+_streams: dict[str, Any] = {}
+
+
+def _stream(name: str) -> Any:
+    if name not in _streams:
+        _streams[name] = cuda.stream()
+    return _streams[name]
+
+
+def compute_stream() -> Any:
+    """Return the stream that all kernels run on, in the order of the calls."""
+    return _stream("compute")
+
+
+def copy_stream() -> Any:
+    """Return the stream that row blocks are copied on while kernels run."""
+    return _stream("copy")
+
+
+@device_inner
+def block_sum(value: Any, room: Any) -> Any:
+    """Return the sum of `value` over the threads of a block, the same bits in each; all of them must call it.
+
+    `room` is shared memory, one element a thread. The order of the additions is fixed by the number of threads.
+    """
+    me = cuda.threadIdx.x
+    room[me] = value
+    cuda.syncthreads()
+    half = cuda.blockDim.x // 2
+    while half > 0:
+        if me < half:
+            room[me] += room[me + half]
+        cuda.syncthreads()
+        half //= 2
+    total = room[0]
+    cuda.syncthreads()  # nobody writes to the room again before all have read
+    return total
