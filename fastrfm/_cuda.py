@@ -14,12 +14,16 @@ Numba's simulator, thread by thread, on few threads.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from numba import config, cuda
+
+from fastrfm.errors import DeviceMemoryError
 
 IS_SIMULATED = bool(vars(config)["ENABLE_CUDASIM"])
 # A power of two: block sums halve. The simulator starts a Python thread for each.
@@ -111,6 +115,40 @@ def compute_stream() -> Any:
 def copy_stream() -> Any:
     """Return the stream that row blocks are copied on while kernels run."""
     return _stream("copy")
+
+
+@contextmanager
+def _memory_guarded(n_bytes: int) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        # The driver's own exception class has another home in every version of Numba's CUDA packages.
+        if "OUT_OF_MEMORY" not in str(error).upper().replace(" ", "_"):
+            raise
+        raise DeviceMemoryError(
+            f"the device has no room for another {n_bytes / 2**20:.0f} MiB: give a smaller rank or smaller memory for "
+            'row blocks, close other programs on it, or use device="cpu"'
+        ) from error
+
+
+def put(array: np.ndarray) -> Any:
+    """Return a copy of `array` on the device, in C order."""
+    with _memory_guarded(array.nbytes):
+        return cuda.to_device(np.ascontiguousarray(array), stream=compute_stream())
+
+
+def empty(shape: tuple[int, ...] | int, dtype: Any = np.float64) -> Any:
+    """Return an array on the device with whatever was there before."""
+    shape = (shape,) if isinstance(shape, int) else shape
+    with _memory_guarded(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize):
+        return cuda.device_array(shape, dtype)
+
+
+def fetch(array: Any) -> np.ndarray:
+    """Return a device array's elements, once all kernels before are done."""
+    out = array.copy_to_host(stream=compute_stream())
+    compute_stream().synchronize()
+    return np.asarray(out)
 
 
 @device_inner

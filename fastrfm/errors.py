@@ -42,6 +42,14 @@ class MissingPackageError(FastrfmError, ImportError):
     """What was asked for needs a package of an extra that is not installed."""
 
 
+class DeviceError(FastrfmError, RuntimeError):
+    """A device was asked for that is not there or cannot be used."""
+
+
+class DeviceMemoryError(DeviceError, MemoryError):
+    """The device has too little memory for what has to be on it at once."""
+
+
 class NotFittedError(FastrfmError, ValueError, AttributeError):
     """An estimator was asked for an answer before ``fit``."""
 
@@ -56,3 +64,7 @@ class RankWarning(UserWarning):
 
 class CheckpointWarning(UserWarning):
     """A checkpoint could not be written; the run goes on, and the checkpoint before is untouched."""
+
+
+class DeviceWarning(UserWarning):
+    """The device that was asked for, if there is one, is not there: the processor does the work."""
