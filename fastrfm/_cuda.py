@@ -144,6 +144,21 @@ def empty(shape: tuple[int, ...] | int, dtype: Any = np.float64) -> Any:
         return cuda.device_array(shape, dtype)
 
 
+def pinned(n: int, dtype: Any) -> np.ndarray:
+    """Return page-locked memory of the processor, which a device copies from while kernels run."""
+    return np.asarray(cuda.pinned_array(n, dtype))
+
+
+def event() -> Any:
+    """Return a mark that one stream leaves and another waits for."""
+    return cuda.event(timing=False)
+
+
+def free_bytes() -> float:
+    """Return how much memory the device has to give; the simulator, as much as is asked for."""
+    return float(cuda.current_context().get_memory_info().free)
+
+
 def fetch(array: Any) -> np.ndarray:
     """Return a device array's elements, once all kernels before are done."""
     out = array.copy_to_host(stream=compute_stream())

@@ -8,9 +8,11 @@ function φ of the user's that stands in place of the power (arXiv 2401.04553 ha
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
+from fastrfm.arrays import HOST, HostArrays
 from fastrfm.errors import InputError
 from fastrfm.kernels.gram import accumulate_gram, shift_and_mirror
 from fastrfm.options import Power, name_of
@@ -140,7 +142,9 @@ def penalty(singular_values: np.ndarray, agop_power: Power, smoothing: float) ->
     return float(sum(quad(slope, 0.0, end, epsabs=0.0, limit=400)[0] for end in ends))
 
 
-def feature_gram(gram: np.ndarray, agop_power: Power, smoothing: float, *, unit: float | None = None) -> np.ndarray:
+def feature_gram(
+    gram: Any, agop_power: Power, smoothing: float, *, unit: float | None = None, arrays: HostArrays = HOST
+) -> Any:
     """Return K = (G + smoothing² I)^(2 agop_power), or φ(G + smoothing² I)², over its `unit`, (n, n) float64.
 
     Parameters
@@ -154,14 +158,16 @@ def feature_gram(gram: np.ndarray, agop_power: Power, smoothing: float, *, unit:
     unit : float or None
         Above 0, in the unit of the data: K is divided by :func:`gram_unit` of it. With a unit near the size of the
         estimate no power overflows; the ridge that goes with K is then λ / :func:`gram_unit`.
+    arrays : HostArrays
+        Where G is, and K will be. Eigenvalues are LAPACK's: for powers other than ½ and 1, G comes to the processor.
     """
     size = 1.0 if unit is None else unit
     scale, shift = 1.0 / (size * size), (smoothing / size) ** 2
-    out = np.empty_like(gram)
     if agop_power in (0.5, 1.0):
-        shift_and_mirror(gram, scale, shift, out)
-        return out if agop_power == 0.5 else _self_product(out)
-    eigenvalues, vectors = np.linalg.eigh(gram, UPLO="L")
+        out = arrays.empty(*gram.shape)
+        arrays.twin(shift_and_mirror)(gram, scale, shift, out)
+        return out if agop_power == 0.5 else _self_product(out, arrays)
+    eigenvalues, vectors = np.linalg.eigh(arrays.fetch(gram), UPLO="L")
     # Rounding can push the smallest eigenvalues of a Gram below zero; the true ones are not.
     kept = np.maximum(eigenvalues, 0.0)
     if callable(agop_power):
@@ -169,12 +175,12 @@ def feature_gram(gram: np.ndarray, agop_power: Power, smoothing: float, *, unit:
         powers /= 1.0 if unit is None else gram_unit(agop_power, unit)
     else:
         powers = (kept * scale + shift) ** (2.0 * agop_power)
-    return _self_product(np.ascontiguousarray((vectors * np.sqrt(powers)).T))
+    return _self_product(arrays.put(np.ascontiguousarray((vectors * np.sqrt(powers)).T)), arrays)
 
 
-def _self_product(rows: np.ndarray) -> np.ndarray:
+def _self_product(rows: Any, arrays: HostArrays) -> Any:
     """Return rowsᵀ rows, (n, n): half the work of a general product, and exactly symmetric."""
-    product = np.zeros((rows.shape[1], rows.shape[1]))
-    accumulate_gram(rows, product)
-    shift_and_mirror(product, 1.0, 0.0, product)
+    product = arrays.zeros(rows.shape[1], rows.shape[1])
+    arrays.twin(accumulate_gram)(rows, product)
+    arrays.twin(shift_and_mirror)(product, 1.0, 0.0, product)
     return product

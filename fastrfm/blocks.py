@@ -14,6 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
+from fastrfm.arrays import HOST, HostArrays
 from fastrfm.kernels.tasks import balanced_bounds
 
 # A block's pass takes well under a second on one core, so Ctrl-C and progress are prompt; larger gains nothing.
@@ -87,7 +88,17 @@ class Compressed:
     @cached_property
     def bounds(self) -> np.ndarray:
         """Group bounds that share the entries evenly among kernel tasks (see ``kernels.tasks``)."""
-        return balanced_bounds(np.diff(self.indptr) + 4)
+        return self.bounds_by(lambda counts: counts + 4)
+
+    def bounds_by(self, cost: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """Return group bounds that share `cost`, of the groups' numbers of entries, evenly among kernel tasks."""
+        return balanced_bounds(cost(np.diff(self.indptr)))
+
+    def part(self, start: int, stop: int) -> Compressed:
+        """Return groups start:stop, as views of these entries."""
+        first, last = self.indptr[start], self.indptr[stop]
+        values, indices, weights = (part[first:last] for part in (self.values, self.indices, self.weights))
+        return Compressed(self.indptr[start : stop + 1] - first, indices, values, weights)
 
 
 @dataclass(frozen=True)
@@ -106,6 +117,10 @@ class RowBlock:
     @property
     def n_rows(self) -> int:
         return self.stop - self.start
+
+    def part(self, start: int, stop: int) -> RowBlock:
+        """Return rows start:stop of the whole matrix, all of them in this block."""
+        return RowBlock(start, stop, self.n_cols, self.by_row.part(start - self.start, stop - self.start))
 
     def entry_rows(self) -> np.ndarray:
         """Return the row of the whole matrix that each entry of ``by_row`` lies in, (n_entries,) int64."""
@@ -207,6 +222,11 @@ class RowBlocks(ABC):
     @abstractmethod
     def shifted(self, offsets_at: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> RowBlocks:
         """Return the same positions with values less ``offsets_at(rows, cols)``, float64."""
+
+    @property
+    def arrays(self) -> HostArrays:
+        """What solvers keep their tall matrices in, and work on them with: where the blocks are."""
+        return HOST
 
     # --- looking ----------------------------------------------------------------------------------------------
 

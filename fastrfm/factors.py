@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import numpy as np
 
+from fastrfm.arrays import HOST, HostArrays
+
 # Gram matrices of unit columns whose Cholesky pivots stay above this have condition numbers below about 1e8: the
 # second pass then restores orthogonality to working precision.
 _LEAST_PIVOT = 1e-4
-_RUN = 1 << 16  # rows that are worked on at a time, for their memory
+_LEAST_LENGTH = 1e-290  # of a column that can be scaled to unit length
 
 
-def tall_qr(matrix: np.ndarray, *, overwrite: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def tall_qr(matrix: np.ndarray, *, overwrite: bool = False, arrays: HostArrays = HOST) -> tuple[np.ndarray, np.ndarray]:
     """Return Q (n, k) with orthonormal columns and R (k, k) upper triangular, Q R = `matrix`.
 
     Parameters
@@ -23,38 +25,41 @@ def tall_qr(matrix: np.ndarray, *, overwrite: bool = False) -> tuple[np.ndarray,
     matrix : (n, k) float64, n >= k
     overwrite : bool
         Whether `matrix` may be changed, which saves its memory; Q is the same array then.
+    arrays : HostArrays
+        Where `matrix` is, and Q will be; R is numpy's.
 
     Notes
     -----
     Cholesky QR in two passes on columns scaled to unit length (T. Fukaya et al., "CholeskyQR2", 2014); Householder QR
     where the scaled columns are too close to dependent.
     """
-    lengths = np.sqrt(np.einsum("ij,ij->j", matrix, matrix))
-    if matrix.size and lengths.min() > 0.0 and np.isfinite(lengths).all():
-        scaled = np.divide(matrix, lengths, out=matrix if overwrite else None)
-        first = _orthonormalise(scaled)
+    lengths = arrays.lengths(matrix)
+    first = None
+    if matrix.size and lengths.min() > _LEAST_LENGTH and np.isfinite(lengths).all():
+        scaled = matrix if overwrite else arrays.copy(matrix)
+        arrays.scale(scaled, 1.0 / lengths)
+        first = _orthonormalise(scaled, arrays)
         if first is not None:
-            second = _orthonormalise(scaled)
+            second = _orthonormalise(scaled, arrays)
             if second is not None:
                 return scaled, (second @ first) * lengths
         if overwrite:
-            q, r = np.linalg.qr(scaled)
-            return q, (r if first is None else r @ first) * lengths
-    q, r = np.linalg.qr(matrix)
-    return q, r
+            q, r = np.linalg.qr(arrays.fetch(scaled))
+            return arrays.put(q), (r if first is None else r @ first) * lengths
+    q, r = np.linalg.qr(arrays.fetch(matrix))
+    return arrays.put(q), r
 
 
-def _orthonormalise(matrix: np.ndarray) -> np.ndarray | None:
-    """Make the columns orthonormal in place, a run of rows at a time, and return R; None if they stay as they were."""
+def _orthonormalise(matrix: np.ndarray, arrays: HostArrays) -> np.ndarray | None:
+    """Make the columns orthonormal in place and return R; None if they stay as they were."""
     try:
-        lower = np.linalg.cholesky(matrix.T @ matrix)
+        lower = np.linalg.cholesky(arrays.inner(matrix, matrix))
     except np.linalg.LinAlgError:
         return None
     if np.diagonal(lower).min() < _LEAST_PIVOT:
         return None
     inverse = np.linalg.inv(lower).T
-    for start in range(0, len(matrix), _RUN):
-        matrix[start : start + _RUN] = matrix[start : start + _RUN] @ inverse
+    arrays.transform(matrix, inverse)
     upper: np.ndarray = lower.T
     return upper
 

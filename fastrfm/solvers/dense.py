@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from fastrfm.agop import feature_gram, gram_unit, least_smoothing
-from fastrfm.blocks import RowBlock, RowBlocks
+from fastrfm.arrays import HostArrays
+from fastrfm.blocks import Compressed, RowBlocks
 from fastrfm.factors import numerical_rank, tall_qr
 from fastrfm.kernels.gram import accumulate_gram
 from fastrfm.kernels.row_solves import expand_rows, solve_dual_rows
-from fastrfm.kernels.tasks import balanced_bounds
 from fastrfm.options import CompletionOptions, Power
 from fastrfm.solvers.checkpoint import Checkpoint
 from fastrfm.solvers.monitor import Iteration, Monitor
@@ -63,14 +63,14 @@ def slab_rows(n_cols: int) -> int:
     return min(max(n_cols, _SLAB_ROWS[0]), _SLAB_ROWS[1])
 
 
-def slab_buffer(observations: RowBlocks) -> np.ndarray:
+def slab_buffer(observations: RowBlocks) -> Any:
     """Return room for one slab of the estimate; fresh pages for every pass would cost a tenth of its time."""
-    return np.empty((min(slab_rows(observations.n_cols), observations.n_rows), observations.n_cols))
+    return observations.arrays.empty(min(slab_rows(observations.n_cols), observations.n_rows), observations.n_cols)
 
 
 def estimate_slabs(
-    observations: RowBlocks, kernel_matrix: np.ndarray, ridge: float, buffer: np.ndarray | None = None
-) -> Iterator[tuple[int, np.ndarray, float]]:
+    observations: RowBlocks, kernel_matrix: Any, ridge: float, buffer: Any = None
+) -> Iterator[tuple[int, Any, float]]:
     """Yield (first row, slab of X, Σ w (X − Y)² over its observed entries), slab after slab.
 
     Parameters
@@ -86,31 +86,38 @@ def estimate_slabs(
     -----
     The slab is one reused buffer: copy what must outlive the next step.
     """
-    height = slab_rows(observations.n_cols)
+    height, arrays = slab_rows(observations.n_cols), observations.arrays
     if buffer is None:
         buffer = slab_buffer(observations)
     for block in observations.row_blocks(align=height):
         for start in range(block.start, block.stop, height):
             stop = min(start + height, block.stop)
-            slab = buffer[: stop - start]
-            yield start, slab, ridge * ridge * _solve_slab(block, start, stop, kernel_matrix, ridge, slab)
+            slab, entries = buffer[: stop - start], block.by_row.part(start - block.start, stop - block.start)
+            yield start, slab, ridge * ridge * _solve_slab(entries, kernel_matrix, ridge, slab, arrays)
 
 
-def _solve_slab(
-    block: RowBlock, start: int, stop: int, kernel_matrix: np.ndarray, ridge: float, slab: np.ndarray
-) -> float:
+def _solve_slab(entries: Compressed, kernel_matrix: Any, ridge: float, slab: Any, arrays: HostArrays) -> float:
     """Write a slab of the estimate; return Σ w (X − Y)² / λ² over its observed entries, where X − Y = −λ a / w."""
-    pointers = block.by_row.indptr[start - block.start : stop - block.start + 1]
-    first, last = pointers[0], pointers[-1]
-    indptr = pointers - first
-    entries = block.by_row
-    indices, values, weights = (part[first:last] for part in (entries.indices, entries.values, entries.weights))
-    counts = np.diff(indptr).astype(np.float64)
-    duals = np.empty(values.size)
-    bounds = balanced_bounds(counts**3 / 6 + 16 * counts**2 + 10)
-    solve_dual_rows(bounds, indptr, indices, values, weights, kernel_matrix, ridge, CG_FROM, duals)
-    expand_rows(indptr, indices, duals, kernel_matrix, slab)
-    return float(duals @ (duals / weights if weights.size else duals))
+    duals = arrays.empty(entries.values.size)
+    arrays.twin(solve_dual_rows)(
+        entries.bounds_by(_row_cost),
+        entries.indptr,
+        entries.indices,
+        entries.values,
+        entries.weights,
+        kernel_matrix,
+        ridge,
+        CG_FROM,
+        duals,
+    )
+    arrays.twin(expand_rows)(entries.indptr, entries.indices, duals, kernel_matrix, slab)
+    return arrays.square_sum(duals, entries.weights)
+
+
+def _row_cost(counts: np.ndarray) -> np.ndarray:
+    """Return the time of solving for rows of that many entries, in no particular unit."""
+    n = counts.astype(np.float64)
+    return np.asarray(n**3 / 6 + 16 * n**2 + 10)
 
 
 def dense_step(
@@ -131,12 +138,13 @@ def dense_step(
     buffer : (rows, n_cols) float64, optional
         From :func:`slab_buffer`.
     """
-    gram = np.zeros_like(kernel_matrix)
-    sketch = np.empty((observations.n_rows, probes.shape[1]))
+    arrays = observations.arrays
+    gram = arrays.zeros(*kernel_matrix.shape)
+    sketch = arrays.empty(observations.n_rows, probes.shape[1])
     square_sum = 0.0
     for start, slab, slab_square_sum in estimate_slabs(observations, kernel_matrix, ridge, buffer):
-        accumulate_gram(slab, gram)
-        np.dot(slab, probes, out=sketch[start : start + len(slab)])
+        arrays.twin(accumulate_gram)(slab, gram)
+        arrays.product(slab, probes, out=sketch[start : start + slab.shape[0]])
         square_sum += slab_square_sum
     return DenseStep(gram, sketch, square_sum)
 
@@ -172,23 +180,26 @@ def solve_dense(
     n_cols = observations.n_cols
     # Scaled so that the expected squared norm of sketch changes is the squared Frobenius norm of X's.
     probes = np.random.default_rng(options.random_state).standard_normal((n_cols, N_PROBES)) / np.sqrt(N_PROBES)
-    sketch = np.zeros((observations.n_rows, N_PROBES))
-    buffer = slab_buffer(observations)
-    gram, norm = np.zeros((n_cols, n_cols)), data_norm
+    arrays, buffer = observations.arrays, slab_buffer(observations)
+    sketch = arrays.zeros(observations.n_rows, N_PROBES)
+    gram, norm = arrays.zeros(n_cols, n_cols), data_norm
     if checkpoint is not None and (state := checkpoint.take()) is not None:
         monitor.restore(state["monitor"])
-        smoothing, norm, gram, sketch = state["smoothing"], state["norm"], state["gram"], state["sketch"]
+        smoothing, norm, gram, sketch = (state[name] for name in ("smoothing", "norm", "gram", "sketch"))
+        gram, sketch = arrays.put(gram), arrays.put(sketch)
     while True:
         if checkpoint is not None and checkpoint.is_due(monitor.n_iter):
-            now = {"smoothing": smoothing, "norm": norm, "gram": gram, "sketch": sketch}
+            kept = {"gram": arrays.fetch(gram), "sketch": arrays.fetch(sketch)}
+            now = {"smoothing": smoothing, "norm": norm, **kept}
             checkpoint.write(monitor.n_iter, {**now, "monitor": monitor.state()})
         unit = norm or 1.0
-        kernel_matrix = feature_gram(gram, options.agop_power, smoothing, unit=unit)
+        kernel_matrix = feature_gram(gram, options.agop_power, smoothing, unit=unit, arrays=arrays)
         ridge = options.ridge / gram_unit(options.agop_power, unit)
         step = dense_step(observations, kernel_matrix, ridge, probes, buffer)
-        change = float(np.linalg.norm(step.sketch - sketch))
+        arrays.add(sketch, step.sketch, -1.0)
+        change = arrays.norm(sketch)
         sketch, gram = step.sketch, step.gram
-        norm = float(np.sqrt(np.trace(gram)))
+        norm = float(np.sqrt(arrays.trace(gram)))
         floor = max(smoothing_floor(options.agop_power, norm), least)
         is_done = monitor.record(
             smoothing=smoothing,
@@ -205,10 +216,10 @@ def solve_dense(
             smoothing,
             change=change,
             error=monitor.error_estimate * norm,
-            sigma_next=_sigma_next(gram, options),
+            sigma_next=_sigma_next(gram, options, arrays),
             floor=floor,
         )
-    right = _leading_directions(gram, options, smoothing, data_norm)
+    right = _leading_directions(arrays.fetch(gram), options, smoothing, data_norm)
     left, right = _project(observations, kernel_matrix, ridge, right, buffer)
     return left, right, monitor
 
@@ -218,10 +229,10 @@ def smoothing_floor(agop_power: Power, norm: float) -> float:
     return max(least_smoothing(agop_power, norm, _LEAST_SHARE), _LEAST_SMOOTHING * norm)
 
 
-def _sigma_next(gram: np.ndarray, options: CompletionOptions) -> float:
-    if options.smoothing != "sigma_next" or options.rank is None or options.rank >= len(gram):
+def _sigma_next(gram: Any, options: CompletionOptions, arrays: HostArrays) -> float:
+    if options.smoothing != "sigma_next" or options.rank is None or options.rank >= gram.shape[0]:
         return 0.0
-    return float(np.sqrt(max(np.linalg.eigvalsh(gram, UPLO="L")[-1 - options.rank], 0.0)))
+    return float(np.sqrt(max(np.linalg.eigvalsh(arrays.fetch(gram), UPLO="L")[-1 - options.rank], 0.0)))
 
 
 def _leading_directions(gram: np.ndarray, options: CompletionOptions, smoothing: float, data_norm: float) -> np.ndarray:
@@ -236,18 +247,18 @@ def _leading_directions(gram: np.ndarray, options: CompletionOptions, smoothing:
 
 
 def _project(
-    observations: RowBlocks, kernel_matrix: np.ndarray, ridge: float, right: np.ndarray, buffer: np.ndarray
+    observations: RowBlocks, kernel_matrix: Any, ridge: float, right: np.ndarray, buffer: Any
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the last estimate's projection on nearly its leading directions as left @ right.T."""
+    arrays = observations.arrays
+    left = arrays.empty(observations.n_rows, right.shape[1])
     # One subspace step X'(X V) restores what the Gram's rounding cost the weaker directions.
     for is_last in (False, True):
-        left = np.empty((observations.n_rows, right.shape[1]))
         back = np.zeros_like(right)
         for start, slab, _ in estimate_slabs(observations, kernel_matrix, ridge, buffer):
-            part = slab @ right
-            left[start : start + len(slab)] = part
+            part = arrays.product(slab, right, out=left[start : start + slab.shape[0]])
             if not is_last:
-                back += slab.T @ part
+                back += arrays.inner(slab, part)
         if not is_last:
             right = tall_qr(back)[0]
-    return left, right
+    return arrays.fetch(left), right

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from fastrfm.agop import feature_weights, gram_unit
+from fastrfm.arrays import HOST, HostArrays
 from fastrfm.blocks import RowBlocks
 from fastrfm.errors import InputError, RankWarning
 from fastrfm.factors import numerical_rank, tall_qr
@@ -80,15 +81,13 @@ class LowRankPart:
     coefficients: np.ndarray
     basis: np.ndarray
 
-    def as_wide_as(self, n_directions: int) -> np.ndarray:
+    def as_wide_as(self, n_directions: int, arrays: HostArrays) -> Any:
         """Return C with zeros up to `n_directions` columns and no others to spare; C itself if it is so already."""
         k = self.basis.shape[1]
         width = max(k, n_directions)
         if self.coefficients.shape[1] == width:
             return self.coefficients
-        wide = np.zeros((len(self.coefficients), width))
-        wide[:, :k] = self.coefficients[:, :k]
-        return wide
+        return arrays.widened(arrays.first(self.coefficients, k), width)
 
 
 @dataclass(frozen=True)
@@ -163,48 +162,50 @@ def regress_rows(observations: RowBlocks, features: FeatureFactors, before: LowR
     `before` is used up: its coefficients are overwritten block by block, for two arrays of them would be the most
     memory of all. Without it the change is the norm.
     """
-    n_rows, k = observations.n_rows, features.penalty.size
-    basis = features.basis[:, :k]
+    arrays, n_rows, k = observations.arrays, observations.n_rows, features.penalty.size
+    basis = arrays.first(features.basis, k)
     if before is None:
-        before = LowRankPart(np.zeros((n_rows, 0)), basis[:, :0])
+        before = LowRankPart(arrays.zeros(n_rows, 0), arrays.zeros(observations.n_cols, 0))
     n_before = before.basis.shape[1]
-    overlap = basis.T @ before.basis
-    outside = before.basis - basis @ overlap  # what V' has beyond the span of V
-    coefficients = before.as_wide_as(k)
-    old = coefficients[:, :n_before]
-    outside_square = float(np.trace((old.T @ old) @ (outside.T @ outside)))
-    projection = np.empty((n_rows, features.basis.shape[1]))
-    misfit, moved = np.empty(n_rows), np.empty(n_rows)
+    overlap = arrays.inner(basis, before.basis)
+    outside = arrays.copy(before.basis)
+    arrays.add_product(outside, basis, -overlap)  # what V' has beyond the span of V
+    coefficients = before.as_wide_as(k, arrays)
+    old_square = arrays.inner(coefficients, coefficients)[:n_before, :n_before]
+    outside_square = float(np.trace(old_square @ arrays.inner(outside, outside)))
+    projection = arrays.empty(n_rows, features.basis.shape[1])
+    misfit, moved = arrays.empty(n_rows), arrays.empty(n_rows)
+    penalty, overlap = arrays.put(features.penalty), arrays.put(overlap)
     for block in observations.row_blocks():
         entries, span = block.by_row, slice(block.start, block.stop)
-        solved = np.empty((block.n_rows, k))
-        solve_factored_rows(
+        solved = arrays.empty(block.n_rows, k)
+        arrays.twin(solve_factored_rows)(
             entries.bounds,
             entries.indptr,
             entries.indices,
             entries.values,
             entries.weights,
             features.basis,
-            features.penalty,
+            penalty,
             features.theta,
             solved,
             projection[span],
             misfit[span],
         )
-        replace_rows(solved, overlap, coefficients[span], moved[span])
-    change = float(np.hypot(np.sqrt(moved.sum()), np.sqrt(max(outside_square, 0.0))))
-    return RowRegression(LowRankPart(coefficients, basis), projection, float(misfit.sum()), change)
+        arrays.twin(replace_rows)(solved, overlap, coefficients[span], moved[span])
+    change = float(np.hypot(np.sqrt(arrays.total(moved)), np.sqrt(max(outside_square, 0.0))))
+    return RowRegression(LowRankPart(coefficients, basis), projection, arrays.total(misfit), change)
 
 
 def multiply_transposed(
     observations: RowBlocks, features: FeatureFactors, part: LowRankPart, directions: np.ndarray
-) -> np.ndarray:
+) -> Any:
     """Return Xᵀ·directions, (n_cols, b), for the low-rank plus sparse X of this part."""
-    k = features.penalty.size
-    out = np.zeros((observations.n_cols, directions.shape[1]))
+    arrays, k = observations.arrays, features.penalty.size
+    out = arrays.zeros(observations.n_cols, directions.shape[1])
     for block in observations.row_blocks():
         entries, span = block.by_column, slice(block.start, block.stop)
-        add_adjoint_columns(
+        arrays.twin(add_adjoint_columns)(
             entries.bounds,
             entries.indptr,
             entries.indices,
@@ -217,7 +218,7 @@ def multiply_transposed(
             directions[span],
             out,
         )
-    out += part.basis @ (part.coefficients.T @ directions)[:k]
+    arrays.add_product(out, part.basis, arrays.inner(part.coefficients, directions)[:k])
     return out
 
 
@@ -230,10 +231,12 @@ def subspace_step(
 
     The projection of `regression` is overwritten, for its memory.
     """
-    directions, _ = tall_qr(regression.projection, overwrite=True)
-    q, r = tall_qr(multiply_transposed(observations, features, regression.part, directions), overwrite=True)
+    arrays = observations.arrays
+    directions, _ = tall_qr(regression.projection, overwrite=True, arrays=arrays)
+    image = multiply_transposed(observations, features, regression.part, directions)
+    q, r = tall_qr(image, overwrite=True, arrays=arrays)
     left, singular_values, _ = np.linalg.svd(r)
-    return singular_values, q @ left
+    return singular_values, arrays.product(q, left)
 
 
 def solve_factored(
@@ -269,27 +272,28 @@ def solve_factored(
         _check_fading(options, floor, observations.mean_weight)
     wanted = FIRST_BLOCK if options.rank is None else options.rank + EXTRA_DIRECTIONS
     largest = min(LARGEST_BLOCK if options.rank is None else wanted, *observations.shape)
-    rng = np.random.default_rng(options.random_state)
-    singular_values, basis = np.zeros(0), np.zeros((observations.n_cols, 0))
-    singular_values, basis = _widened(singular_values, basis, min(wanted, largest), rng)
-    part = LowRankPart(np.zeros((observations.n_rows, 0)), np.zeros((observations.n_cols, 0)))
+    rng, arrays = np.random.default_rng(options.random_state), observations.arrays
+    singular_values, basis = np.zeros(0), arrays.zeros(observations.n_cols, 0)
+    singular_values, basis = _widened(singular_values, basis, min(wanted, largest), rng, arrays)
+    part = LowRankPart(arrays.zeros(observations.n_rows, 0), arrays.zeros(observations.n_cols, 0))
     if checkpoint is not None and (state := checkpoint.take()) is not None:
         monitor.restore(state["monitor"])
-        smoothing, singular_values, basis = state["smoothing"], state["singular_values"], state["basis"]
-        part = LowRankPart(**state["part"])
+        smoothing, singular_values, basis = state["smoothing"], state["singular_values"], arrays.put(state["basis"])
+        part = LowRankPart(**{name: arrays.put(array) for name, array in state["part"].items()})
         rng.bit_generator.state = state["random"]
 
     while True:
         if checkpoint is not None and checkpoint.is_due(monitor.n_iter):
-            now = {"smoothing": smoothing, "singular_values": singular_values, "basis": basis}
-            now |= {"part": vars(part), "random": dict(rng.bit_generator.state)}
+            now = {"smoothing": smoothing, "singular_values": singular_values, "basis": arrays.fetch(basis)}
+            now["part"] = {name: arrays.fetch(array) for name, array in vars(part).items()}
+            now["random"] = dict(rng.bit_generator.state)
             checkpoint.write(monitor.n_iter, {**now, "monitor": monitor.state()})
         features = feature_factors(
             singular_values, basis, smoothing=smoothing, agop_power=options.agop_power, ridge=options.ridge
         )
         regression = regress_rows(observations, features, part)
         part, change, k = regression.part, regression.change, features.penalty.size
-        norm = float(np.linalg.norm(part.coefficients))
+        norm = arrays.norm(part.coefficients)
         is_done = monitor.record(
             smoothing=smoothing,
             floor=floor,
@@ -303,7 +307,7 @@ def solve_factored(
         singular_values, basis = subspace_step(observations, features, regression)
         del regression  # the next one can do without its memory
         if options.rank is None:
-            singular_values, basis = fit_width(singular_values, basis, k, largest, rng)
+            singular_values, basis = fit_width(singular_values, basis, k, largest, rng, arrays)
         smoothing = next_smoothing(
             options.smoothing,
             smoothing,
@@ -320,10 +324,10 @@ def solve_factored(
             stacklevel=4,
         )
     k = min(k, numerical_rank(singular_values, options.effective_tol, data_norm=data_norm), options.rank or k)
-    features = FeatureFactors(np.ascontiguousarray(basis[:, :k]), features.penalty[:k], features.theta)
+    features = FeatureFactors(arrays.first(basis, k), features.penalty[:k], features.theta)
     del regression
     left = regress_rows(observations, features, part).part.coefficients
-    return np.ascontiguousarray(left[:, :k]), features.basis, monitor
+    return arrays.fetch(arrays.first(left, k)), arrays.fetch(features.basis), monitor
 
 
 def _check_fading(options: CompletionOptions, floor: float, mean_weight: float) -> None:
@@ -337,26 +341,33 @@ def _check_fading(options: CompletionOptions, floor: float, mean_weight: float) 
 
 
 def fit_width(
-    singular_values: np.ndarray, basis: np.ndarray, k: int, largest: int, rng: np.random.Generator
+    singular_values: np.ndarray,
+    basis: np.ndarray,
+    k: int,
+    largest: int,
+    rng: np.random.Generator,
+    arrays: HostArrays = HOST,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the block twice as wide if all its directions were above ε (k of them), narrower if less than a third."""
     if k == singular_values.size < largest:
-        return _widened(singular_values, basis, min(2 * k, largest), rng)
+        return _widened(singular_values, basis, min(2 * k, largest), rng, arrays)
     width = min(max(2 * k, FIRST_BLOCK), singular_values.size)
     if 3 * k < singular_values.size and width < singular_values.size:
-        return singular_values[:width], np.ascontiguousarray(basis[:, :width])
+        return singular_values[:width], arrays.first(basis, width)
     return singular_values, basis
 
 
 def _widened(
-    singular_values: np.ndarray, basis: np.ndarray, n_directions: int, rng: np.random.Generator
+    singular_values: np.ndarray, basis: np.ndarray, n_directions: int, rng: np.random.Generator, arrays: HostArrays
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the block with random directions added up to `n_directions`; they have no weight before the next step."""
     n_new = n_directions - singular_values.size
-    fresh = rng.standard_normal((len(basis), n_new))
-    widened = tall_qr(np.column_stack([basis, fresh - basis @ (basis.T @ fresh)]))[0]
-    widened[:, : singular_values.size] = basis  # which the orthonormalisation only gave other signs
-    return np.concatenate([singular_values, np.zeros(n_new)]), np.ascontiguousarray(widened)
+    fresh = arrays.put(rng.standard_normal((basis.shape[0], n_new)))
+    arrays.add_product(fresh, basis, -arrays.inner(basis, fresh))
+    widened = tall_qr(arrays.beside(basis, fresh), arrays=arrays)[0]
+    # The directions that were there stay: the orthonormalisation only gave them other signs.
+    widened = arrays.beside(basis, arrays.columns(widened, basis.shape[1], n_directions))
+    return np.concatenate([singular_values, np.zeros(n_new)]), widened
 
 
 def _sigma_next(singular_values: np.ndarray, options: CompletionOptions) -> float:

@@ -44,7 +44,9 @@ def test_transposed_product_in_parts(n, p, m, n_parts, dtype):
 
 
 def test_number_of_stripes_depends_on_the_rows_alone():
-    assert [products.n_stripes(n) for n in (0, 1, 256, 257, 10**4, 2**40)] == [1, 1, 1, 2, 40, 64]
+    assert [products.n_stripes(n, 9) for n in (0, 1, 256, 257, 10**4, 2**40)] == [1, 1, 1, 2, 40, 1024]
+    assert products.n_stripes(2**40, 320 * 320) == 81
+    assert products.n_stripes(2**40, 2**40) == 1
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -69,19 +71,29 @@ def test_columns(dtype):
     a, out = matrix(dtype, 7, 5), matrix(dtype, 7, 3)
     factors = np.array([2.0, -1.0, 0.5], dtype)
     held = put(out)
-    products.combine_columns(put(a), put(factors), 2.0, held)
-    assert_near(fetch(held), 2.0 * out + a[:, :3] * factors, dtype)
-    products.combine_columns(put(a), put(np.array([3.0], dtype)), 0.0, held)
-    assert_near(fetch(held), 3.0 * a[:, :3], dtype)
+    products.take_columns(put(a), 2, held)
+    assert_near(fetch(held), a[:, 2:], dtype)
+    products.combine_columns(put(out), put(factors), 2.0, held)
+    assert_near(fetch(held), 2.0 * a[:, 2:] + out * factors, dtype)
+    products.combine_columns(put(out), put(np.array([3.0], dtype)), 0.0, held)
+    assert_near(fetch(held), 3.0 * out, dtype)
     wide = put(np.full((7, 9), 8.0, dtype))
     products.put_columns(put(a), 1, wide)
     assert_near(fetch(wide), np.hstack([np.full((7, 1), 8.0), a, np.zeros((7, 3))]), dtype)
-    parts, squares = empty((3, 5), dtype), empty((1, 5), dtype)
+    parts = empty((3, 5), dtype)
     products.column_squares(put(a), parts)
     assert_near(fetch(parts).sum(axis=0), np.square(a.astype(float)).sum(axis=0), dtype)
+    weights = np.linspace(0.5, 2.0, a.size)
+    for n_parts in (1, 4, 40):
+        sums = empty(n_parts, dtype)
+        products.sum_parts(put(a.ravel()), sums)
+        assert_near(fetch(sums).sum(), a.sum(dtype=float), dtype)
+        for given, expected in (
+            (weights, (a.ravel().astype(float) ** 2 / weights).sum()),
+            (weights[:0], (a**2.0).sum()),
+        ):
+            products.sum_square_parts(put(a.ravel()), put(given), sums)
+            assert_near(fetch(sums).sum(), expected, dtype)
     total = empty(1, dtype)
-    products.add_up(put(a.ravel()), total)
-    assert_near(fetch(total)[0], a.sum(dtype=float), dtype)
     products.add_up_diagonal(put(a[:5]), total)
     assert_near(fetch(total)[0], np.trace(a[:5]), dtype)
-    assert squares.shape == (1, 5)

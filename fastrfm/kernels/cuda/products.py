@@ -27,7 +27,8 @@ _ACROSS = 2 if IS_SIMULATED else 16  # threads beside each other; each owns elem
 _DOWN = N_THREADS // _ACROSS
 _OWN_ROWS, _OWN_COLS = TILE // _DOWN, TILE // _ACROSS
 _OWN = _OWN_ROWS * _OWN_COLS
-_LEAST_ROWS, _MOST_STRIPES = 256, 64  # of one partial sum of a product over the long side; how many of them
+# Rows of one partial sum over the long side at least; how many sums at most, and how many elements in all of them.
+_LEAST_ROWS, _MOST_STRIPES, _MOST_PARTIAL = 256, 1024, 1 << 23
 
 
 @device_inner
@@ -107,9 +108,9 @@ def multiply(left, right, scale, keep, out):
                 out[i, j] = total
 
 
-def n_stripes(n_rows: int) -> int:
-    """Return into how many partial sums a sum over that many rows is cut; depends on nothing else, as bits do."""
-    return max(min(-(-n_rows // _LEAST_ROWS), _MOST_STRIPES), 1)
+def n_stripes(n_rows: int, n_sums: int) -> int:
+    """Return into how many parts `n_sums` sums over that many rows are cut; depends on nothing else, as bits do."""
+    return max(min(-(-n_rows // _LEAST_ROWS), _MOST_STRIPES, _MOST_PARTIAL // max(n_sums, 1)), 1)
 
 
 def _over_part_tiles(out_parts) -> Launch:
@@ -171,8 +172,7 @@ def combine_columns(matrix, factors, keep, out):
 
     Parameters
     ----------
-    matrix : (n, >= m) float32 or float64
-        Its first m columns count.
+    matrix : (n, m) float32 or float64
     factors : (m,) as `matrix`, or (1,) for all columns alike
     keep : float
         With 0 whatever was in `out` does not matter.
@@ -188,6 +188,14 @@ def combine_columns(matrix, factors, keep, out):
 
 
 @device_kernel(_over_elements, "r2 l0 r2")
+def take_columns(matrix, place, out):
+    """Write the columns of `matrix` from `place` on to `out`, (n, m); a thread owns elements."""
+    m = out.shape[1]
+    for e in range(cuda.grid(1), out.shape[0] * m, cuda.gridsize(1)):
+        out[e // m, e % m] = matrix[e // m, place + e % m]
+
+
+@device_kernel(_over_elements, "r2 l0 r2")
 def put_columns(matrix, place, out):
     """Write `matrix`, (n, m), to the columns of `out` from `place` on, as many as fit; and zeros beyond both.
 
@@ -200,20 +208,43 @@ def put_columns(matrix, place, out):
             out[i, j] = matrix[i, j - place] if j - place < matrix.shape[1] else matrix.dtype.type(0)
 
 
+def _over_parts(out_parts) -> Launch:
+    return over_groups(out_parts.size)
+
+
+@device_kernel(_over_parts, "r1 r1")
+def sum_parts(values, out_parts):
+    """Write the sums of `values`, (n,), over runs of them, (n_parts,), each in an order that their number decides."""
+    room = cuda.shared.array(N_THREADS, values.dtype)
+    length = (values.size + out_parts.size - 1) // out_parts.size
+    for part in range(cuda.blockIdx.x, out_parts.size, cuda.gridDim.x):
+        end = (part + 1) * length
+        total = values.dtype.type(0)
+        for t in range(part * length + cuda.threadIdx.x, end if end < values.size else values.size, cuda.blockDim.x):
+            total += values[t]
+        total = block_sum(total, room)
+        if cuda.threadIdx.x == 0:
+            out_parts[part] = total
+
+
+@device_kernel(_over_parts, "r1 d1 r1")
+def sum_square_parts(values, weights, out_parts):
+    """Write the sums of squares over their `weights`, which are empty where all are one, as :func:`sum_parts`."""
+    room = cuda.shared.array(N_THREADS, values.dtype)
+    length = (values.size + out_parts.size - 1) // out_parts.size
+    for part in range(cuda.blockIdx.x, out_parts.size, cuda.gridDim.x):
+        end = (part + 1) * length
+        total = values.dtype.type(0)
+        for t in range(part * length + cuda.threadIdx.x, end if end < values.size else values.size, cuda.blockDim.x):
+            square = values[t] * values[t]
+            total += values.dtype.type(square / weights[t]) if weights.size > 0 else square
+        total = block_sum(total, room)
+        if cuda.threadIdx.x == 0:
+            out_parts[part] = total
+
+
 def _by_one_block(out) -> Launch:
     return Launch(1, N_THREADS)
-
-
-@device_kernel(_by_one_block, "r1 r1")
-def add_up(values, out):
-    """Write the sum of `values` to out[0], in an order that their number decides."""
-    room = cuda.shared.array(N_THREADS, values.dtype)
-    total = values.dtype.type(0)
-    for t in range(cuda.threadIdx.x, values.size, cuda.blockDim.x):
-        total += values[t]
-    total = block_sum(total, room)
-    if cuda.threadIdx.x == 0:
-        out[0] = total
 
 
 @device_kernel(_by_one_block, "r2 r1")
