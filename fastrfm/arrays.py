@@ -12,11 +12,21 @@ from typing import Any
 
 import numpy as np
 
+from fastrfm._lanes import padded
+
 _RUN = 1 << 16  # rows that are worked on at a time, for their memory
 
 
 class HostArrays:
-    """Operations on numpy arrays; every tall matrix is C-contiguous float64."""
+    """Operations on numpy arrays; every tall matrix is C-contiguous float64.
+
+    Attributes
+    ----------
+    scratch_bytes : float
+        What a step may keep for itself, to save computing it anew.
+    """
+
+    scratch_bytes: float = 2.0**27
 
     def twin(self, kernel: Callable[..., Any]) -> Callable[..., Any]:
         """Return the kernel that works on these arrays."""
@@ -77,6 +87,14 @@ class HostArrays:
         """Return the first k columns, C-contiguous; the matrix itself if it has no others."""
         return self.columns(matrix, 0, min(k, matrix.shape[1]))
 
+    def narrowed(self, matrix: Any, k: int) -> Any:
+        """Return the first k columns, as a view where that can be."""
+        return matrix[:, :k]
+
+    def padded(self, matrix: Any) -> Any:
+        """Return the matrix with columns of zeros up to a multiple of four; itself if it is so already."""
+        return padded(matrix)
+
     def widened(self, matrix: Any, width: int) -> Any:
         """Return the matrix with columns of zeros up to `width`."""
         out = np.zeros((len(matrix), width))
@@ -86,6 +104,19 @@ class HostArrays:
     def beside(self, left: Any, right: Any) -> Any:
         """Return both matrices' columns as one matrix."""
         return np.column_stack([left, right])
+
+    def scaled(self, matrix: Any, factors: Any) -> Any:
+        """Return matrix · diag(factors)."""
+        out = self.copy(matrix)
+        self.scale(out, factors)
+        return out
+
+    def sum_of(self, parts: Any) -> Any:
+        """Return the sum of parts, (n_parts, n, m), in their order; the first of them may be used for it."""
+        out = parts[0]
+        for part in parts[1:]:
+            out += part
+        return out
 
     def norm(self, matrix: Any) -> float:
         """Return the Frobenius norm."""

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from fastrfm._cuda import empty, fetch, put
+from fastrfm._cuda import empty, fetch, free_bytes, put
+from fastrfm._lanes import padded_width
 from fastrfm.arrays import HostArrays
 from fastrfm.kernels.cuda.products import (
     add_parts,
@@ -28,11 +29,15 @@ from fastrfm.kernels.cuda.products import (
     take_columns,
 )
 
+_SCRATCH_SHARE = 0.25  # of the device's free memory
 _KERNELS = "fastrfm.kernels."
 
 
 class DeviceArrays(HostArrays):
     """Operations on arrays of a CUDA device; every tall matrix is C-contiguous float64."""
+
+    def __init__(self) -> None:
+        self.scratch_bytes = _SCRATCH_SHARE * free_bytes()
 
     def twin(self, kernel: Callable[..., Any]) -> Callable[..., Any]:
         module = kernel.__module__.removeprefix(_KERNELS)
@@ -89,6 +94,13 @@ class DeviceArrays(HostArrays):
         take_columns(matrix, start, out)
         return out
 
+    def narrowed(self, matrix: Any, k: int) -> Any:
+        return self.first(matrix, k)
+
+    def padded(self, matrix: Any) -> Any:
+        width = padded_width(matrix.shape[1])
+        return matrix if width == matrix.shape[1] else self.widened(matrix, width)
+
     def widened(self, matrix: Any, width: int) -> Any:
         out = empty((matrix.shape[0], width))
         put_columns(matrix, 0, out)
@@ -98,6 +110,11 @@ class DeviceArrays(HostArrays):
         out = empty((left.shape[0], left.shape[1] + right.shape[1]))
         put_columns(left, 0, out)
         put_columns(right, left.shape[1], out)
+        return out
+
+    def sum_of(self, parts: Any) -> Any:
+        out = empty(parts.shape[1:])
+        add_parts(parts, out)
         return out
 
     def norm(self, matrix: Any) -> float:

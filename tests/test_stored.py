@@ -195,7 +195,7 @@ def test_completions_have_the_same_bits(tmp_path, options, shape):
 
 @pytest.mark.compiled_only
 def test_row_factors_that_are_formed_again_give_the_same_bits(tmp_path, monkeypatch):
-    monkeypatch.setattr("fastrfm.solvers.tangent_step._ROW_FACTOR_BYTES", 0)
+    monkeypatch.setattr("fastrfm.arrays.HostArrays.scratch_bytes", 0.0)
     observations = sample()
     wanted = quietly(observations, method="two-sided", rank=3, max_iter=10)
     found = quietly(stored(tmp_path / "a.h5", observations), method="two-sided", rank=3, max_iter=10)

@@ -7,10 +7,11 @@ which each product computes again instead of keeping it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from fastrfm._lanes import padded
+from fastrfm.arrays import HostArrays
 from fastrfm.blocks import RowBlocks, TileBlock
 from fastrfm.factors import tall_qr
 from fastrfm.kernels.tangent import multiply_residual, multiply_residual_transposed
@@ -26,14 +27,12 @@ _MAX_POWER_STEPS = 8
 class Triplets:
     """Leading singular triplets: (n_rows, b), (b,) descending, (n_cols, b)."""
 
-    left: np.ndarray
+    left: Any
     singular_values: np.ndarray
-    right: np.ndarray
+    right: Any
 
-    def first(self, k: int) -> Triplets:
-        return Triplets(
-            np.ascontiguousarray(self.left[:, :k]), self.singular_values[:k], np.ascontiguousarray(self.right[:, :k])
-        )
+    def first(self, k: int, arrays: HostArrays) -> Triplets:
+        return Triplets(arrays.first(self.left, k), self.singular_values[:k], arrays.first(self.right, k))
 
 
 @dataclass(frozen=True)
@@ -65,70 +64,71 @@ class Estimate:
 
     observations: RowBlocks
     layout: Layout
-    left: np.ndarray
-    rows: np.ndarray
-    coefficients: np.ndarray
-    basis: np.ndarray
+    left: Any
+    rows: Any
+    coefficients: Any
+    basis: Any
     theta: float
 
-    def multiply(self, vectors: np.ndarray) -> np.ndarray:
+    def multiply(self, vectors: Any) -> Any:
         """Return X·vectors, (n_rows, b)."""
-        vectors, width = padded(vectors), vectors.shape[1]
-        out = np.empty((self.observations.n_rows, vectors.shape[1]))
+        arrays, width = self.observations.arrays, vectors.shape[1]
+        vectors = arrays.padded(vectors)
+        out = arrays.empty(self.observations.n_rows, vectors.shape[1])
         for block in self.observations.tile_blocks(self.layout.tiles):
-            multiply_residual(block.tiles, *self._residual(block), vectors, out[block.rows])
-        out *= self.theta
-        out += self.left @ (self.coefficients.T @ vectors)
-        out += self.rows @ (self.basis.T @ vectors)
-        return out[:, :width]
+            arrays.twin(multiply_residual)(block.tiles, *self._residual(block), vectors, out[block.rows])
+        arrays.scale(out, self.theta)
+        arrays.add_product(out, self.left, arrays.inner(self.coefficients, vectors))
+        arrays.add_product(out, self.rows, arrays.inner(self.basis, vectors))
+        return arrays.narrowed(out, width)
 
-    def multiply_transposed(self, vectors: np.ndarray) -> np.ndarray:
+    def multiply_transposed(self, vectors: Any) -> Any:
         """Return Xᵀ·vectors, (n_cols, b)."""
-        vectors, width = padded(vectors), vectors.shape[1]
+        arrays, width = self.observations.arrays, vectors.shape[1]
+        vectors = arrays.padded(vectors)
         n_parts = self.layout.n_parts(self.observations, width)
-        parts = np.empty((n_parts, self.observations.n_cols, vectors.shape[1]))
+        parts = arrays.empty(n_parts, self.observations.n_cols, vectors.shape[1])
         for block in self.observations.tile_blocks(self.layout.tiles):
-            multiply_residual_transposed(
+            arrays.twin(multiply_residual_transposed)(
                 block.tiles, block.first_tile, n_parts, *self._residual(block), vectors[block.rows], parts
             )
-        out: np.ndarray = parts[0]
-        for part in parts[1:]:
-            out += part
-        out *= self.theta
-        out += self.coefficients @ (self.left.T @ vectors)
-        out += self.basis @ (self.rows.T @ vectors)
-        return out[:, :width]
+        out = arrays.sum_of(parts)
+        arrays.scale(out, self.theta)
+        arrays.add_product(out, self.coefficients, arrays.inner(self.left, vectors))
+        arrays.add_product(out, self.basis, arrays.inner(self.rows, vectors))
+        return arrays.narrowed(out, width)
 
-    def _residual(self, block: TileBlock) -> tuple[np.ndarray, ...]:
+    def _residual(self, block: TileBlock) -> tuple[Any, ...]:
         """Return what the kernels compute a block's residual from."""
         left, rows = self.left[block.rows], self.rows[block.rows]
         return block.indptr, block.indices, block.values, left, rows, self.coefficients, self.basis
 
 
-def start_estimate(observations: RowBlocks, layout: Layout, left: np.ndarray, right: np.ndarray) -> Estimate:
+def start_estimate(observations: RowBlocks, layout: Layout, left: Any, right: Any) -> Estimate:
     """Return left rightᵀ with the observed entries put in."""
-    left, right = padded(left), padded(right)
-    return Estimate(observations, layout, left, np.zeros_like(left), right, np.zeros_like(right), 1.0)
+    arrays = observations.arrays
+    left, right = arrays.padded(left), arrays.padded(right)
+    rows, basis = arrays.zeros(*left.shape), arrays.zeros(*right.shape)
+    return Estimate(observations, layout, left, rows, right, basis, 1.0)
 
 
-def leading_triplets(
-    estimate: Estimate, start: np.ndarray, *, watched: int, accuracy: float, floor: float = 0.0
-) -> Triplets:
+def leading_triplets(estimate: Estimate, start: Any, *, watched: int, accuracy: float, floor: float = 0.0) -> Triplets:
     """Return the leading singular triplets by block power steps from `start`, (n_cols, b).
 
     Stops when the first `watched` singular values change by at most `accuracy` of the smallest of them (or of `floor`)
     from one half step to the next.
     """
-    right = tall_qr(start)[0]
+    arrays = estimate.observations.arrays
+    right = tall_qr(start, arrays=arrays)[0]
     watched = min(watched, start.shape[1])
     for _ in range(_MAX_POWER_STEPS):
-        left, upper = tall_qr(estimate.multiply(right), overwrite=True)
+        left, upper = tall_qr(estimate.multiply(right), overwrite=True, arrays=arrays)
         before = np.linalg.svd(upper, compute_uv=False)
-        right, upper = tall_qr(estimate.multiply_transposed(left), overwrite=True)
+        right, upper = tall_qr(estimate.multiply_transposed(left), overwrite=True, arrays=arrays)
         u, singular_values, vt = np.linalg.svd(upper.T)
         if watched == 0:
             break
         smallest = max(float(singular_values[watched - 1]), floor)
         if np.abs(singular_values - before)[:watched].max() <= accuracy * smallest:
             break
-    return Triplets(left @ u, singular_values, right @ vt.T)
+    return Triplets(arrays.product(left, u), singular_values, arrays.product(right, vt.T))

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,6 @@ from fastrfm.kernels.tangent import (
 from fastrfm.solvers.estimate import Estimate, Layout, Triplets
 
 MAX_INNER_STEPS = 500
-_ROW_FACTOR_BYTES = 2**27  # of row factors that are kept; more are formed again in each sweep
 _CALL_OPERATIONS = 2e9  # of conjugate gradients between two looks for Ctrl-C
 _LARGEST_PENALTY = 1e12
 
@@ -53,10 +53,12 @@ class Step:
     inner_steps: int
     inner_error: float
 
-    def image_of_left(self) -> np.ndarray:
+    def image_of_left(self) -> Any:
         """Return (U Aᵀ + B Vᵀ)ᵀ U, (n_cols, k padded): half a power step, and the best start for the next."""
-        estimate = self.estimate
-        return np.asarray(estimate.coefficients + estimate.basis @ (estimate.rows.T @ estimate.left))
+        estimate, arrays = self.estimate, self.estimate.observations.arrays
+        image = arrays.copy(estimate.coefficients)
+        arrays.add_product(image, estimate.basis, arrays.inner(estimate.rows, estimate.left))
+        return image
 
 
 def tangent_step(
@@ -84,29 +86,34 @@ def tangent_step(
         Of conjugate gradients, relative to the gradient at the estimate before.
     max_steps : int
     """
+    arrays = observations.arrays
     growth = (triplets.singular_values / smoothing) ** (2.0 * agop_power)
     noise = ridge / max(smoothing ** (4.0 * agop_power), np.finfo(np.float64).tiny)
     # Padding directions are zeros; a penalty of one keeps their systems regular and their coefficients zero.
     penalty = padded(np.minimum((noise + 1.0) / (growth - 1.0), _LARGEST_PENALTY * (noise + 1.0)), 1.0)
     hidden = padded(1.0 - 1.0 / growth)
-    left, basis = padded(triplets.left), padded(triplets.right)
-    before = padded(triplets.right * triplets.singular_values)
+    left, basis = arrays.padded(triplets.left), arrays.padded(triplets.right)
+    before = arrays.padded(arrays.scaled(triplets.right, triplets.singular_values))
     system = _System(observations, layout, left, basis, penalty, hidden)
     residual, _, _ = system.gradient(before)
     correction, inner_steps, inner_error = system.solve(residual, tolerance, max_steps)
-    coefficients = before + correction
-    remaining, rows, misfit = system.gradient(coefficients)
+    coefficients = arrays.copy(before)
+    arrays.add(coefficients, correction)
+    remaining, rows, square_sum = system.gradient(coefficients)
     theta = 1.0 / (1.0 + noise)
     estimate = Estimate(observations, layout, left, rows, coefficients, basis, theta)
     # The change in the tangent space, with the sparse part's share in it: R V = B diag(p) because B is eliminated
     # exactly, and Rᵀ U is the penalty's pull on A plus what is left of the gradient.
-    hidden_part = basis @ (hidden[:, None] * (basis.T @ coefficients))
-    sparse_share = theta * (remaining + penalty * (coefficients - hidden_part))
-    inside = correction + basis @ (left.T @ rows).T + sparse_share
-    outside = rows * (1.0 + theta * penalty)
-    outside = outside - left @ (left.T @ outside)
-    change = float(np.hypot(np.linalg.norm(inside), np.linalg.norm(outside)))
-    return Step(estimate, change, float(misfit.sum()), inner_steps, inner_error)
+    inside = correction
+    arrays.add_product(inside, basis, arrays.inner(left, rows).T)
+    arrays.add(inside, remaining, theta)
+    penalised = arrays.copy(coefficients)
+    arrays.add_product(penalised, basis, -hidden[:, None] * arrays.inner(basis, coefficients))
+    arrays.add(inside, penalised, theta * penalty)
+    outside = arrays.scaled(rows, 1.0 + theta * penalty)
+    arrays.add_product(outside, left, -arrays.inner(left, outside))
+    change = float(np.hypot(arrays.norm(inside), arrays.norm(outside)))
+    return Step(estimate, change, square_sum, inner_steps, inner_error)
 
 
 class _System:
@@ -116,38 +123,39 @@ class _System:
         self,
         observations: RowBlocks,
         layout: Layout,
-        left: np.ndarray,
-        basis: np.ndarray,
+        left: Any,
+        basis: Any,
         penalty: np.ndarray,
         hidden: np.ndarray,
     ) -> None:
         k, n_stripes = penalty.size, layout.stripes.size - 1
-        size = factor_size(k)
-        self._observations, self._layout = observations, layout
-        self._left, self._basis, self._penalty, self._hidden = left, basis, penalty, hidden
-        n_kept = observations.n_rows if 8 * size * observations.n_rows <= _ROW_FACTOR_BYTES else 0
-        self._row_factors = np.empty((n_kept, size))
-        self._column_factors = np.zeros((observations.n_cols, size))
+        size, arrays = factor_size(k), observations.arrays
+        self._observations, self._layout, self._arrays = observations, layout, arrays
+        self._left, self._basis = left, basis
+        self._penalty, self._hidden, self._stripes = (arrays.put(part) for part in (penalty, hidden, layout.stripes))
+        n_kept = observations.n_rows if 8 * size * observations.n_rows <= arrays.scratch_bytes else 0
+        self._row_factors = arrays.empty(n_kept, size)
+        self._column_factors = arrays.zeros(observations.n_cols, size)
         for block in self._blocks():
             if n_kept:
                 out = self._row_factors[block.rows]
-                factor_rows(block.tiles, block.indptr, block.indices, basis, penalty, out)
-            add_column_grams(layout.stripes, block.indptr, block.indices, left[block.rows], self._column_factors)
-        factor_columns(layout.stripes, penalty, self._column_factors)
-        self._parts = np.empty((layout.n_parts(observations, k), observations.n_cols, k))
-        self._room = np.empty((n_stripes, k, k)), np.empty((k, k)), np.empty(n_stripes)
+                arrays.twin(factor_rows)(block.tiles, block.indptr, block.indices, basis, self._penalty, out)
+            arrays.twin(add_column_grams)(
+                self._stripes, block.indptr, block.indices, left[block.rows], self._column_factors
+            )
+        arrays.twin(factor_columns)(self._stripes, self._penalty, self._column_factors)
+        self._parts = arrays.empty(layout.n_parts(observations, k), observations.n_cols, k)
+        self._room = arrays.empty(n_stripes, k, k), arrays.empty(k, k), arrays.empty(n_stripes)
         self._steps_per_call = max(int(_CALL_OPERATIONS / (8.0 * max(k, 1) * observations.n_observed)), 1)
 
     def _blocks(self) -> Iterator[TileBlock]:
         return self._observations.tile_blocks(self._layout.tiles)
 
-    def _sweep(
-        self, block: TileBlock, coefficients: np.ndarray, values: np.ndarray, rows: np.ndarray, misfit: np.ndarray
-    ) -> None:
-        eliminated_sweep(
+    def _sweep(self, block: TileBlock, coefficients: Any, values: Any, rows: Any, misfit: Any) -> None:
+        self._arrays.twin(eliminated_sweep)(
             block.tiles,
             block.first_tile,
-            len(self._parts),
+            self._parts.shape[0],
             block.indptr,
             block.indices,
             values,
@@ -161,39 +169,48 @@ class _System:
             self._parts,
         )
 
-    def gradient(self, coefficients: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return minus the gradient in A (n_cols, k), the B that goes with A (n_rows, k), and each row's misfit."""
-        out, rows = np.empty_like(coefficients), np.empty_like(self._left)
-        misfit = np.empty(len(rows))
+    def gradient(self, coefficients: Any) -> tuple[Any, Any, float]:
+        """Return minus the gradient in A (n_cols, k), the B that goes with A (n_rows, k), and the squared misfit."""
+        arrays = self._arrays
+        out, rows = arrays.empty(*coefficients.shape), arrays.empty(*self._left.shape)
+        misfit = arrays.empty(rows.shape[0])
         for block in self._blocks():
             self._sweep(block, coefficients, block.values, rows[block.rows], misfit[block.rows])
-        finish_gradient(self._layout.stripes, self._parts, self._basis, coefficients, self._penalty, self._hidden, out)
-        return out, rows, misfit
+        arrays.twin(finish_gradient)(
+            self._stripes, self._parts, self._basis, coefficients, self._penalty, self._hidden, out
+        )
+        return out, rows, arrays.total(misfit)
 
-    def solve(self, residual: np.ndarray, tolerance: float, max_steps: int) -> tuple[np.ndarray, int, float]:
+    def solve(self, residual: Any, tolerance: float, max_steps: int) -> tuple[Any, int, float]:
         """Return the correction of A, the steps taken, and the residual that is left relative to the start."""
-        solution, direction, preconditioned, image = (np.empty_like(residual) for _ in range(4))
-        state = np.array([0.0, 0.0, tolerance, 1.0, 1.0])
+        arrays = self._arrays
+        solution, direction, preconditioned, image = (arrays.empty(*residual.shape) for _ in range(4))
+        state = arrays.put(np.array([0.0, 0.0, tolerance, 1.0, 1.0]))
         vectors = solution, residual, direction, preconditioned, image
-        start_conjugate_gradients(self._layout.stripes, self._column_factors, state, *vectors)
-        while state[0] == state[1] < max_steps:
-            state[1] = min(state[1] + self._steps_per_call, max_steps)
+        arrays.twin(start_conjugate_gradients)(self._stripes, self._column_factors, state, *vectors)
+        now = arrays.fetch(state)
+        while now[0] == now[1] < max_steps:
+            now[1] = min(now[1] + self._steps_per_call, max_steps)
+            state = arrays.put(now)
             self._take_steps(state, vectors)
-        error = float(np.sqrt(state[3] / state[4])) if state[4] > 0.0 else 0.0
-        return solution, int(state[0]), error
+            now = arrays.fetch(state)
+        return solution, int(now[0]), float(np.sqrt(now[3] / now[4])) if now[4] > 0.0 else 0.0
 
-    def _take_steps(self, state: np.ndarray, vectors: tuple[np.ndarray, ...]) -> None:
+    def _take_steps(self, state: Any, vectors: tuple[Any, ...]) -> None:
         """Take conjugate gradient steps up to ``state[1]``: compiled where all rows come in one block."""
-        stripes, none = self._layout.stripes, np.empty(0)
+        arrays, stripes = self._arrays, self._stripes
+        none, no_rows = arrays.empty(0), arrays.empty(0, self._left.shape[1])
         system = self._basis, self._column_factors, self._penalty, self._hidden, self._parts
-        goes_on = state[3] > state[2] * state[2] * state[4]
-        while goes_on and state[0] < state[1]:
+        done, allowed, tolerance, squared, first = arrays.fetch(state)
+        goes_on = squared > tolerance * tolerance * first
+        while goes_on and done < allowed:
             for block in self._blocks():
                 if block.tiles.size == self._layout.tiles.size:
-                    conjugate_gradients(
-                        block.tiles, len(self._parts), stripes, block.indptr, block.indices, self._left, self._basis,
-                        self._row_factors, *system[1:], state, *vectors, *self._room,
+                    arrays.twin(conjugate_gradients)(
+                        block.tiles, self._parts.shape[0], stripes, block.indptr, block.indices, self._left,
+                        self._basis, self._row_factors, *system[1:], state, *vectors, *self._room,
                     )  # fmt: skip
                     return
-                self._sweep(block, vectors[2], none, np.empty((0, self._penalty.size)), none)
-            goes_on = finish_step(stripes, *system, state, *vectors, *self._room)
+                self._sweep(block, vectors[2], none, no_rows, none)
+            goes_on = arrays.twin(finish_step)(stripes, *system, state, *vectors, *self._room)
+            done += 1.0

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from fastrfm.arrays import HostArrays
 from fastrfm.blocks import RowBlocks
 from fastrfm.factors import numerical_rank
 from fastrfm.options import CompletionOptions
@@ -76,13 +77,14 @@ def solve_two_sided(
     cap = rank_cap(observations, options.rank, options.ridge)
     path = Continuation(options, data_norm, cap, cap == min(observations.shape), patience)
     nothing = np.zeros((observations.n_rows, 0)), np.zeros((observations.n_cols, 0))
-    first = start_estimate(observations, Layout.of(observations), *(nothing if start is None else start))
+    factors = (observations.arrays.put(factor) for factor in (nothing if start is None else start))
+    first = start_estimate(observations, Layout.of(observations), *factors)
     search = _Search(first, path, monitor)
     if checkpoint is not None and (state := checkpoint.take()) is not None:
         search.restore(state)
     while search.current is not None or (not monitor.stop_reason and path.has_next_attempt()):
         _attempt(search, options, data_norm, checkpoint)
-    best, least = search.best, search.least
+    best, least, arrays = search.best, search.least, search.arrays
     if not monitor.stop_reason:
         monitor.stop_reason = "stalled"
     assert best is not None  # the first attempt always runs
@@ -91,7 +93,9 @@ def solve_two_sided(
     k = min(k, options.rank or k)
     if monitor.has_converged and path.shown_rank is not None:
         k = min(k, path.shown_rank)
-    return best.left[:, :k] * best.singular_values[:k], best.right[:, :k], monitor
+    best = best.first(k, arrays)
+    left = arrays.fetch(arrays.scaled(best.left, best.singular_values))
+    return left, arrays.fetch(best.right), monitor
 
 
 @dataclass
@@ -120,14 +124,19 @@ class _Search:
     least: float = math.inf
     plateaus: dict[int, Estimate] = field(default_factory=dict)
 
+    @property
+    def arrays(self) -> HostArrays:
+        return self.first.observations.arrays
+
     def begin(self, random_state: int) -> None:
         """Start the next attempt of the path."""
         path = self.path
         estimate = self.plateaus[path.next_cap] if path.is_from_plateau else self.first
-        rng, shape = np.random.default_rng(random_state), estimate.observations.shape
-        begin = rng.standard_normal((shape[1], min(path.next_cap + EXTRA_DIRECTIONS, *shape)))
-        known = min(estimate.coefficients.shape[1], begin.shape[1])
-        begin[:, :known] = estimate.coefficients[:, :known]
+        rng, shape, arrays = np.random.default_rng(random_state), estimate.observations.shape, self.arrays
+        width = min(path.next_cap + EXTRA_DIRECTIONS, *shape)
+        begin = arrays.put(rng.standard_normal((shape[1], width)))
+        known = min(estimate.coefficients.shape[1], width)
+        begin = arrays.beside(arrays.first(estimate.coefficients, known), arrays.columns(begin, known, width))
         self.current = leading_triplets(estimate, begin, watched=path.next_cap + 1, accuracy=_SPECTRUM_ACCURACY)
         path.start_attempt(self.current.singular_values)
 
@@ -139,33 +148,42 @@ class _Search:
 
     def keep_plateau(self) -> None:
         assert self.current is not None
-        kept = self.current.first(self.path.plateau)
-        estimate = start_estimate(
-            self.first.observations, self.first.layout, kept.left * kept.singular_values, kept.right
-        )
+        kept = self.current.first(self.path.plateau, self.arrays)
+        left = self.arrays.scaled(kept.left, kept.singular_values)
+        estimate = start_estimate(self.first.observations, self.first.layout, left, kept.right)
         self.plateaus[self.path.plateau] = estimate
 
     def state(self) -> dict[str, Any]:
         assert self.current is not None  # offered inside attempts alone
-        plateaus = {str(place): {"left": e.left, "coefficients": e.coefficients} for place, e in self.plateaus.items()}
-        best = {} if self.best is None else vars(self.best)
+        fetch = self.arrays.fetch
+        plateaus = {
+            str(place): {"left": fetch(plateau.left), "coefficients": fetch(plateau.coefficients)}
+            for place, plateau in self.plateaus.items()
+        }
+        best, current = (
+            {} if triplets is None else {name: fetch(array) for name, array in vars(triplets).items()}
+            for triplets in (self.best, self.current)
+        )
         state = {"path": self.path.state(), "monitor": self.monitor.state(), "plateaus": plateaus, "least": self.least}
-        return {**state, "current": vars(self.current), "best": best}
+        return {**state, "current": current, "best": best}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.path.restore(state["path"])
         self.monitor.restore(state["monitor"])
-        self.current, self.least = Triplets(**state["current"]), state["least"]
-        self.best = Triplets(**state["best"]) if state["best"] else None
+        self.current, self.least = self._put(state["current"]), state["least"]
+        self.best = self._put(state["best"]) if state["best"] else None
         for place, plateau in state["plateaus"].items():
-            left, coefficients = plateau["left"], plateau["coefficients"]
+            left, coefficients = (self.arrays.put(plateau[name]) for name in ("left", "coefficients"))
             self.plateaus[int(place)] = start_estimate(self.first.observations, self.first.layout, left, coefficients)
+
+    def _put(self, kept: dict[str, Any]) -> Triplets:
+        return Triplets(self.arrays.put(kept["left"]), kept["singular_values"], self.arrays.put(kept["right"]))
 
 
 def _attempt(search: _Search, options: CompletionOptions, data_norm: float, checkpoint: Checkpoint | None) -> None:
     """Go on with the attempt under way, or begin the next one, until the monitor stops or the path gives up."""
     path, monitor = search.path, search.monitor
-    observations, layout = search.first.observations, search.first.layout
+    observations, layout, arrays = search.first.observations, search.first.layout, search.arrays
     if search.current is None:
         search.begin(options.random_state)
     while search.current is not None:
@@ -173,7 +191,7 @@ def _attempt(search: _Search, options: CompletionOptions, data_norm: float, chec
             checkpoint.write(monitor.n_iter, search.state())
         triplets = search.current
         above = int(np.count_nonzero(triplets.singular_values > path.step_smoothing * _BARELY_ABOVE))
-        used = triplets.first(min(above, path.n_directions))
+        used = triplets.first(min(above, path.n_directions), arrays)
         k = used.singular_values.size
         step = tangent_step(
             observations,
@@ -198,7 +216,9 @@ def _attempt(search: _Search, options: CompletionOptions, data_norm: float, chec
         )
         search.current = leading_triplets(
             step.estimate,
-            np.column_stack([step.image_of_left()[:, :k], triplets.right[:, k:]]),
+            arrays.beside(
+                arrays.first(step.image_of_left(), k), arrays.columns(triplets.right, k, triplets.right.shape[1])
+            ),
             watched=(k if options.rank is None or options.ridge > 0.0 else path.cap) + 1,
             accuracy=_SPECTRUM_ACCURACY if options.ridge == 0.0 else _RIDGE_ACCURACY,
             floor=_ROUNDING * data_norm,
