@@ -64,6 +64,22 @@ def _orthonormalise(matrix: np.ndarray, arrays: HostArrays) -> np.ndarray | None
     return upper
 
 
+def svd(matrix: np.ndarray, *, full_matrices: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return numpy's singular value decomposition, by QR iteration where divide and conquer fails.
+
+    LAPACK's ``gesdd`` gives up on some finite matrices: on a triangular one of 110 columns, 74 of them of size 10 to
+    200 and the rest of rounding. ``gesvd`` takes them, a few times as slowly.
+    """
+    try:
+        return tuple(np.linalg.svd(matrix, full_matrices=full_matrices))
+    except np.linalg.LinAlgError:
+        if not np.isfinite(matrix).all():
+            raise
+    from scipy.linalg import svd as by_qr_iteration
+
+    return tuple(by_qr_iteration(matrix, full_matrices=full_matrices, lapack_driver="gesvd"))
+
+
 def canonical_factors(
     left: np.ndarray, right: np.ndarray, *, overwrite: bool = False
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -86,7 +102,7 @@ def canonical_factors(
     """
     q_left, r_left = tall_qr(left, overwrite=overwrite)
     q_right, r_right = tall_qr(right, overwrite=overwrite)
-    u, singular_values, vt = np.linalg.svd(r_left @ r_right.T, full_matrices=False)
+    u, singular_values, vt = svd(r_left @ r_right.T, full_matrices=False)
     right = q_right @ vt.T
     largest = right[np.argmax(np.abs(right), axis=0), np.arange(right.shape[1])] if right.size else np.ones(0)
     signs = np.where(largest < 0.0, -1.0, 1.0)

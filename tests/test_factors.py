@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastrfm.factors import canonical_factors, numerical_rank, tall_qr
+from fastrfm.factors import canonical_factors, numerical_rank, svd, tall_qr
 
 
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (5, 5), (7, 3), (64, 4), (300, 17), (40, 0)])
@@ -124,3 +124,20 @@ def test_overwriting_where_columns_depend_on_each_other(kind):
     q, r = tall_qr(matrix.copy(), overwrite=True)
     np.testing.assert_allclose(q.T @ q, np.eye(4), atol=1e-13)
     np.testing.assert_allclose(q @ r, matrix, atol=1e-13 * np.abs(matrix).max())
+
+
+def test_svd_goes_on_where_divide_and_conquer_fails(monkeypatch):
+    matrix = np.random.default_rng(0).standard_normal((7, 4))
+    expected = np.linalg.svd(matrix)
+
+    def fails(*_: object, **__: object) -> None:
+        raise np.linalg.LinAlgError("SVD did not converge")
+
+    monkeypatch.setattr(np.linalg, "svd", fails)
+    left, singular_values, right = svd(matrix)
+    assert left.shape == (7, 7) and right.shape == (4, 4)
+    np.testing.assert_allclose(singular_values, expected[1], rtol=1e-14)
+    np.testing.assert_allclose((left[:, :4] * singular_values) @ right, matrix, atol=1e-14)
+    assert svd(matrix, full_matrices=False)[0].shape == (7, 4)
+    with pytest.raises(np.linalg.LinAlgError):
+        svd(np.full((3, 3), np.nan))

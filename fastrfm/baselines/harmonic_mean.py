@@ -21,6 +21,7 @@ from fastrfm._interrupt import check, deferred
 from fastrfm._numba import check_thread_count, thread_limit
 from fastrfm.baselines.inputs import Clock, as_result, check_number, check_observations, check_whole, warn_unless_done
 from fastrfm.errors import InputError
+from fastrfm.factors import svd
 from fastrfm.observations import Observations
 from fastrfm.results import CompletionResult
 from fastrfm.solvers.dense import smoothing_floor
@@ -117,7 +118,7 @@ def hm_irls(
                 stop_reason = "max_iter"
             elif clock.is_over:
                 stop_reason = "max_seconds"
-        left, singular_values, right = np.linalg.svd(estimate, full_matrices=False)
+        left, singular_values, right = svd(estimate, full_matrices=False)
         names = ("smoothing", "change", "masked_rmse", "seconds")
         result = as_result(
             observations, ((left * singular_values)[:, :rank], np.ascontiguousarray(right[:rank].T)), method="hm-irls",
@@ -161,7 +162,7 @@ class _Step:
 
     def _inverse_weights(self, estimate: np.ndarray, smoothing: float) -> tuple[np.ndarray, np.ndarray]:
         """Return K_l and K_r, divided by the power of ε that a direction not in X has."""
-        left, singular_values, right = np.linalg.svd(estimate)
+        left, singular_values, right = svd(estimate)
         weights = []
         for basis, n in ((left, len(left)), (right.T, len(right))):
             ratio = np.zeros(n)

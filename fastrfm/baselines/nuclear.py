@@ -22,6 +22,7 @@ from fastrfm._interrupt import check, deferred
 from fastrfm._numba import check_thread_count, thread_limit
 from fastrfm.baselines.inputs import Clock, as_result, check_number, check_observations, check_whole, warn_unless_done
 from fastrfm.errors import InputError
+from fastrfm.factors import svd
 from fastrfm.observations import Observations
 from fastrfm.options import LARGEST_SEED
 from fastrfm.results import CompletionResult
@@ -301,10 +302,10 @@ class SoftImpute:
             for _ in range(_SUBSPACE_STEPS):
                 left = np.linalg.qr(matrix @ basis)[0]
                 basis, upper = np.linalg.qr(matrix.T @ left)
-            turned_right, singular_values, turned_left = np.linalg.svd(upper)
+            turned_right, singular_values, turned_left = svd(upper)
             if singular_values[-1] <= least:
                 return left @ turned_left.T, singular_values, basis @ turned_right
             more = self._rng.standard_normal((matrix.shape[1], basis.shape[1]))
             basis = np.linalg.qr(np.hstack([basis, more]))[0]
-        full, singular_values, right = np.linalg.svd(matrix, full_matrices=False)
+        full, singular_values, right = svd(matrix, full_matrices=False)
         return full, singular_values, np.ascontiguousarray(right.T)

@@ -21,6 +21,7 @@ from fastrfm._interrupt import deferred
 from fastrfm._numba import check_thread_count, thread_limit
 from fastrfm.baselines.inputs import as_result, check_number, check_observations, warn_unless_done
 from fastrfm.errors import InputError
+from fastrfm.factors import svd
 from fastrfm.kernels.gram import accumulate_gram, shift_and_mirror
 from fastrfm.observations import Observations
 from fastrfm.options import CompletionOptions
@@ -117,7 +118,7 @@ def irls(
     monitor = Monitor(options, work.norm, watch, n_planned=None if schedule is None else len(schedule))
     with deferred(), thread_limit(check_thread_count(n_threads)):
         last = _iterate(work, estimate, options, schedule, decomposition, monitor)
-        left, singular_values, right = np.linalg.svd(estimate, full_matrices=False)
+        left, singular_values, right = svd(estimate, full_matrices=False)
         factors = left * singular_values, np.ascontiguousarray(right.T)
         result = as_result(
             observations,
@@ -191,7 +192,7 @@ def inverse_weights(
     """Return W⁻¹ = ((XᵀX + ε² I) / unit²)^(1 − p/2), (n_cols, n_cols) float64, by a decomposition of X or of XᵀX."""
     n_cols = estimate.shape[1]
     if decomposition == "svd":
-        _, singular_values, basis = np.linalg.svd(estimate, full_matrices=False)
+        _, singular_values, basis = svd(estimate, full_matrices=False)
         squares = np.square(singular_values / unit)
     else:
         gram = np.zeros((n_cols, n_cols))

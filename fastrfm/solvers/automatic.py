@@ -22,6 +22,7 @@ from fastrfm.solvers.checkpoint import Checkpoint
 from fastrfm.solvers.choice import PATIENCE, is_answer, options_of_try
 from fastrfm.solvers.descent import Stage, follow
 from fastrfm.solvers.monitor import Iteration
+from fastrfm.solvers.placement import placed
 from fastrfm.solvers.runs import Outcome, run, settled_bounds
 from fastrfm.solvers.selection import Choice, Variant, choose, hold_out, scale_bounds
 from fastrfm.solvers.side_information import SideInformation, check_in_memory
@@ -126,7 +127,8 @@ def _exact(
     if options.method != "auto" or float(exact.agop_power) > TWO_SIDED_POWER or side or exact.implicit:
         return None
     variant = Variant.of(observations, exact, side)
-    solved = solve_two_sided(variant.work, options_of_try(exact), callback, None, PATIENCE)
+    work = placed(variant.work, exact.device)
+    solved = solve_two_sided(work, options_of_try(exact), callback, None, PATIENCE)
     if not is_answer(solved[2], variant.work.norm):
         return None
     return Outcome.of(observations, variant, "two-sided", exact, solved)

@@ -28,6 +28,7 @@ from fastrfm.solvers.factored import (
     subspace_step,
 )
 from fastrfm.solvers.monitor import Iteration, Monitor
+from fastrfm.solvers.placement import placed
 from fastrfm.solvers.smoothing import ridge_smoothing
 
 _LARGEST_BLOCK = 128  # directions followed without a rank: a search cannot afford more, and predictions hardly gain
@@ -76,7 +77,7 @@ class Descent:
         self._largest = min(_LARGEST_BLOCK if rank is None else wanted, *observations.shape)
         self._rng = np.random.default_rng(random_state)
         start = self._rng.standard_normal((observations.n_cols, min(wanted, self._largest)))
-        self.basis = tall_qr(start)[0]
+        self.basis = tall_qr(observations.arrays.put(start), arrays=observations.arrays)[0]
         self.singular_values = np.zeros(self.basis.shape[1])
         self.part: LowRankPart | None = None
         self.change = self.square_sum = self.largest_ridge = 0.0
@@ -102,7 +103,7 @@ class Descent:
         other._rng = np.random.default_rng(0)
         other._rng.bit_generator.state = self._rng.bit_generator.state
         if self.part is not None:
-            other.part = LowRankPart(self.part.coefficients.copy(), self.part.basis)
+            other.part = LowRankPart(self.observations.arrays.copy(self.part.coefficients), self.part.basis)
         return other
 
     def step(self, agop_power: float, ridge: float, smoothing: float) -> None:
@@ -116,24 +117,28 @@ class Descent:
         self.singular_values, self.basis = subspace_step(self.observations, features, regression)
         if self._most is None:
             self.singular_values, self.basis = fit_width(
-                self.singular_values, self.basis, self.rank, self._largest, self._rng
+                self.singular_values, self.basis, self.rank, self._largest, self._rng, self.observations.arrays
             )
 
     def factors(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the low-rank part as (n_rows, k) and (n_cols, k) float64, C order."""
         if self.part is None:
             return np.zeros((self.observations.n_rows, 0)), np.zeros((self.observations.n_cols, 0))
-        k = self.part.basis.shape[1]
-        return np.ascontiguousarray(self.part.coefficients[:, :k]), np.ascontiguousarray(self.part.basis)
+        arrays = self.observations.arrays
+        left = arrays.first(self.part.coefficients, self.part.basis.shape[1])
+        return arrays.fetch(left), arrays.fetch(self.part.basis)
 
     def state(self) -> dict[str, Any]:
         assert self.part is not None
-        kept = {"singular_values": self.singular_values, "basis": self.basis, "rank": self.rank}
-        return {**kept, "part": vars(self.part), "random": dict(self._rng.bit_generator.state)}
+        fetch = self.observations.arrays.fetch
+        kept = {"singular_values": self.singular_values, "basis": fetch(self.basis), "rank": self.rank}
+        part = {name: fetch(array) for name, array in vars(self.part).items()}
+        return {**kept, "part": part, "random": dict(self._rng.bit_generator.state)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.singular_values, self.basis, self.rank = state["singular_values"], state["basis"], state["rank"]
-        self.part = LowRankPart(**state["part"])
+        put = self.observations.arrays.put
+        self.singular_values, self.basis, self.rank = state["singular_values"], put(state["basis"]), state["rank"]
+        self.part = LowRankPart(**{name: put(array) for name, array in state["part"].items()})
         self._rng.bit_generator.state = state["random"]
 
 
@@ -164,7 +169,7 @@ def follow(
     steps = [(stage.agop_power, stage.ridge) for stage in schedule for _ in range(stage.n_iter)]
     total_weight = float(observations.row_weights.sum())
     monitor = Monitor(options, observations.norm, callback, n_planned=len(steps))
-    descent = Descent(observations, options.rank, options.random_state)
+    descent = Descent(placed(observations, options.device), options.rank, options.random_state)
     if checkpoint is not None and (state := checkpoint.take()) is not None:
         monitor.restore(state["monitor"])
         descent.restore(state["descent"])
@@ -181,7 +186,7 @@ def follow(
         monitor.record(
             smoothing=smoothing,
             floor=smoothing,
-            norm=float(np.linalg.norm(descent.part.coefficients)),
+            norm=descent.observations.arrays.norm(descent.part.coefficients),
             change=descent.change,
             masked_rmse=(1.0 - theta) * float(np.sqrt(descent.square_sum / total_weight)),
             rank=descent.rank,

@@ -13,7 +13,7 @@ import numpy as np
 
 from fastrfm.arrays import HostArrays
 from fastrfm.blocks import RowBlocks, TileBlock
-from fastrfm.factors import tall_qr
+from fastrfm.factors import svd, tall_qr
 from fastrfm.kernels.tangent import multiply_residual, multiply_residual_transposed
 from fastrfm.kernels.tasks import balanced_bounds
 
@@ -125,7 +125,7 @@ def leading_triplets(estimate: Estimate, start: Any, *, watched: int, accuracy: 
         left, upper = tall_qr(estimate.multiply(right), overwrite=True, arrays=arrays)
         before = np.linalg.svd(upper, compute_uv=False)
         right, upper = tall_qr(estimate.multiply_transposed(left), overwrite=True, arrays=arrays)
-        u, singular_values, vt = np.linalg.svd(upper.T)
+        u, singular_values, vt = svd(upper.T)
         if watched == 0:
             break
         smallest = max(float(singular_values[watched - 1]), floor)

@@ -26,7 +26,7 @@ from fastrfm.agop import feature_weights, gram_unit
 from fastrfm.arrays import HOST, HostArrays
 from fastrfm.blocks import RowBlocks
 from fastrfm.errors import InputError, RankWarning
-from fastrfm.factors import numerical_rank, tall_qr
+from fastrfm.factors import numerical_rank, svd, tall_qr
 from fastrfm.kernels.adjoint import add_adjoint_columns
 from fastrfm.kernels.row_solves import replace_rows, solve_factored_rows
 from fastrfm.options import CompletionOptions, Power, name_of
@@ -235,7 +235,7 @@ def subspace_step(
     directions, _ = tall_qr(regression.projection, overwrite=True, arrays=arrays)
     image = multiply_transposed(observations, features, regression.part, directions)
     q, r = tall_qr(image, overwrite=True, arrays=arrays)
-    left, singular_values, _ = np.linalg.svd(r)
+    left, singular_values, _ = svd(r)
     return singular_values, arrays.product(q, left)
 
 

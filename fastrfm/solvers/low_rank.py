@@ -16,7 +16,7 @@ import numpy as np
 
 from fastrfm._interrupt import check
 from fastrfm.agop import gram_unit, least_smoothing
-from fastrfm.factors import numerical_rank
+from fastrfm.factors import numerical_rank, svd
 from fastrfm.low_rank_options import LowRankOptions
 from fastrfm.measurements import Measurements
 from fastrfm.solvers.low_rank_systems import CholeskySystems, ConjugateGradients
@@ -155,7 +155,7 @@ class _Run:
 
 def low_rank_factors(fit: LowRankFit, options: LowRankOptions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return left (n_rows, k), right (n_cols, k) and σ (k,): the directions of the answer, left @ right.T in all."""
-    left, sigma, right = np.linalg.svd(fit.matrix, full_matrices=False)
+    left, sigma, right = svd(fit.matrix, full_matrices=False)
     k = numerical_rank(sigma, options.effective_tol)
     if fit.stop_reason != "unique":
         k = min(k, int(np.count_nonzero(sigma > fit.smoothing)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastrfm.errors import InputError
+from fastrfm.factors import svd
 from fastrfm.low_rank_options import LowRankOptions
 from fastrfm.measurements import Measurements, OperatorMeasurements, StackMeasurements
 from fastrfm.solvers.low_rank import LowRankFit, solve_low_rank
@@ -107,7 +108,7 @@ def _independent(
 ) -> tuple[StackMeasurements, np.ndarray, LowRankFit | None]:
     """Return measurements that do not depend on each other, and the only best matrix where they leave no choice."""
     n, n_rows, n_cols = measurements.shape
-    left, sizes, right = np.linalg.svd(measurements.stack.reshape(n, -1), full_matrices=False)
+    left, sizes, right = svd(measurements.stack.reshape(n, -1), full_matrices=False)
     kept = sizes > n * np.finfo(np.float64).eps * sizes.max(initial=0.0)
     values = left[:, kept].T @ values
     if kept.sum() == n_rows * n_cols:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastrfm.agop import feature_weights, gram_unit
+from fastrfm.factors import svd
 from fastrfm.options import Power
 
 
@@ -74,7 +75,7 @@ class Weights:
 
 def weights_of(matrix: np.ndarray, smoothing: float, agop_power: Power, is_two_sided: bool) -> Weights:
     """Return the weights that an estimate X, (n_rows, n_cols) and not zero, gives to the next regression."""
-    left, sigma, right = np.linalg.svd(matrix, full_matrices=True)
+    left, sigma, right = svd(matrix, full_matrices=True)
     unit = float(sigma[0])
     # At the side that is longer further directions have an eigenvalue of zero.
     eigenvalues = np.zeros(max(matrix.shape))

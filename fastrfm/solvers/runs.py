@@ -31,6 +31,7 @@ from fastrfm.solvers.continuation import Patience
 from fastrfm.solvers.dense import solve_dense
 from fastrfm.solvers.factored import solve_factored
 from fastrfm.solvers.monitor import Iteration, Monitor
+from fastrfm.solvers.placement import placed
 from fastrfm.solvers.selection import Variant, scale_bounds
 from fastrfm.solvers.side_information import SideInformation
 from fastrfm.solvers.two_sided import solve_two_sided
@@ -152,6 +153,7 @@ def _solve(
     start: tuple[np.ndarray, np.ndarray] | None = None,
     patience: Patience | None = None,
 ) -> tuple[np.ndarray, np.ndarray, Monitor]:
+    observations = placed(observations, options.device)
     if method == "dense":
         return solve_dense(observations, options, callback, keeper)
     if method == "two-sided":

@@ -27,6 +27,7 @@ from fastrfm.solvers.count_scales import count_scales, rescaled
 from fastrfm.solvers.descent import Descent, Stage
 from fastrfm.solvers.offsets import fit_offsets
 from fastrfm.solvers.outliers import huber_losses
+from fastrfm.solvers.placement import placed
 from fastrfm.solvers.side_information import SideInformation, augmented, check_in_memory
 from fastrfm.solvers.smoothing import ridge_smoothing
 
@@ -302,7 +303,8 @@ class _Search:
 
         The pattern changes little about the best ridge, so that its scout need not come from far.
         """
-        descent = Descent(self.variant(options).work, options.rank, options.random_state).begin()
+        work = placed(self.variant(options).work, options.device)
+        descent = Descent(work, options.rank, options.random_state).begin()
         first = ridge = descent.largest_ridge
         factor, n_steps = _SCOUT_FACTOR, _SCOUT_STEPS
         if self.base is not None and options.offsets == self.base.options.offsets:

@@ -21,7 +21,7 @@ import numpy as np
 
 from fastrfm.blocks import RowBlocks
 from fastrfm.errors import InputError
-from fastrfm.factors import tall_qr
+from fastrfm.factors import svd, tall_qr
 from fastrfm.observations import Observations
 
 _SPARE_DIRECTIONS, _POWER_STEPS = 8, 8  # of the pattern: only the span matters, and not to many digits
@@ -113,7 +113,7 @@ def pattern_directions(
         left = tall_qr(pattern @ right)[0]
         right, upper = tall_qr(pattern.T @ left)
     # Xᵀ left = right · upper, so the singular directions come from those of the small triangle.
-    within, strength, turned = np.linalg.svd(upper)
+    within, strength, turned = svd(upper)
     weights = _PATTERN_WEIGHT * strength[:q] / strength[min(1, q - 1)]
     rows_out, cols_out = left @ (turned[:q].T * weights), right @ (within[:, :q] * weights)
     return rows_out * np.sqrt(observations.n_rows), cols_out * np.sqrt(observations.n_cols)

@@ -20,6 +20,7 @@ from fastrfm._interrupt import check
 from fastrfm.agop import feature_weights, gram_unit
 from fastrfm.designs import DenseDesign, Design
 from fastrfm.errors import InputError
+from fastrfm.factors import svd
 from fastrfm.options import Power
 from fastrfm.sparse_options import LASSO_POWER, SparseOptions
 
@@ -68,7 +69,7 @@ def independent_rows(design: Design, targets: np.ndarray) -> tuple[Design, np.nd
         return design, targets
     matrix = design.columns(np.arange(design.shape[1]))
     basis, lower = np.linalg.qr(matrix.T)
-    left, sizes, right = np.linalg.svd(lower.T, full_matrices=False)
+    left, sizes, right = svd(lower.T, full_matrices=False)
     kept = sizes > max(matrix.shape) * np.finfo(float).eps * sizes.max(initial=0.0)
     rows = sizes[kept, None] * (right[kept] @ basis.T)
     return DenseDesign(rows, np.zeros(len(rows))), left[:, kept].T @ targets
