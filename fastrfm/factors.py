@@ -71,13 +71,14 @@ def svd(matrix: np.ndarray, *, full_matrices: bool = True) -> tuple[np.ndarray, 
     200 and the rest of rounding. ``gesvd`` takes them, a few times as slowly.
     """
     try:
-        return tuple(np.linalg.svd(matrix, full_matrices=full_matrices))
+        left, singular_values, right = np.linalg.svd(matrix, full_matrices=full_matrices)
     except np.linalg.LinAlgError:
         if not np.isfinite(matrix).all():
             raise
-    from scipy.linalg import svd as by_qr_iteration
+        from scipy.linalg import svd as by_qr_iteration
 
-    return tuple(by_qr_iteration(matrix, full_matrices=full_matrices, lapack_driver="gesvd"))
+        left, singular_values, right = by_qr_iteration(matrix, full_matrices=full_matrices, lapack_driver="gesvd")
+    return left, singular_values, right
 
 
 def canonical_factors(
