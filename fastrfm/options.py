@@ -20,7 +20,7 @@ AUTOMATIC: dict[str, Any] = dict.fromkeys(("agop_power", "ridge", "offsets", "im
 METHODS = ("auto", "dense", "factored", "two-sided")
 DENSE_DTYPES = ("float32", "float64")  # of the whole completed matrix in a file
 SMOOTHING_RULES = ("auto", "iterate_change", "sigma_next", "geometric")
-DEVICES = ("cpu",)
+DEVICES = ("cpu", "cuda", "auto")
 PLOT_KINDS = ("convergence", "spectrum", "selection", "held-out", "gaps")  # in the order of a figure of all
 # Exact data are worth all digits; with noise, more than the first two digits of the estimate are noise.
 FACTORED_POWER = 0.25  # below it the sparse part, which method "factored" drops in the end, does not fade

@@ -26,6 +26,7 @@ LAYERS = [
     "sparse_options",
     "low_rank_options",
     "_cuda",
+    "devices",
     "kernels",
     "_designs",
     "compressed_rows",

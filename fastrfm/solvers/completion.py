@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from fastrfm._interrupt import deferred
 from fastrfm._numba import check_thread_count, thread_limit
 from fastrfm.atomic import PathLike
 from fastrfm.blocks import RowBlocks
+from fastrfm.devices import resolve
 from fastrfm.errors import InputError, NotConvergedWarning, RankWarning
 from fastrfm.factors import canonical_factors
 from fastrfm.kernels.residual import masked_residual
@@ -98,6 +100,8 @@ def complete(
 
     Raises
     ------
+    DeviceError
+        If `device` is "cuda" and none can be used; a DeviceMemoryError if it has too little memory.
     InputError
         If an option is out of its range, `rank` exceeds the matrix, `start` has another shape or goes with a method
         that cannot use it, or `checkpoint` is there without `resume`, or of another run; if side information has the
@@ -158,6 +162,7 @@ def complete(
         device=device,
     )
     options.check_shape(observations.shape)
+    options = replace(options, device=resolve(options.device))
     side = SideInformation.of(observations.shape, row_features, col_features)
     is_automatic = options.is_automatic and start is None
     if not is_automatic:

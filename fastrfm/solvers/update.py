@@ -69,7 +69,8 @@ def update(
     regressed : (n_cols,) int64
     """
     bounds, counts = parameters["bounds"], observations.col_counts
-    options = CompletionOptions(**{**result.options, "n_threads": parameters["n_threads"]}, bounds=bounds)
+    here = {name: parameters[name] for name in ("n_threads", "device")}
+    options = CompletionOptions(**{**result.options, **here}, bounds=bounds)
     if result.rank and (options.huber is not None or options.offsets == JOINT or options.count_power):
         # Exact data were interpolated without any of this: whether they still are exact is asked again.
         again = {**options.as_dict(), "bounds": bounds} if options.ridge > 0.0 else parameters
