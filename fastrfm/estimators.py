@@ -235,7 +235,7 @@ class MatrixCompletion(Answers):
         entries = self._observe_rows(X)
         observations = merged(fitted, entries, *rows_of(entries, rows, fitted))
         if entries.n_observed or observations.n_rows > fitted.n_rows:
-            parameters = {**self._fitted_parameters, "n_threads": self.n_threads}
+            parameters = {**self._fitted_parameters, "n_threads": self.n_threads, "device": self.device}
             n_replaced = fitted.col_counts + entries.col_counts - observations.col_counts
             regressed = self._regressed_counts - n_replaced  # what was replaced is new again
             result, regressed = update(self.result_, observations, parameters, regressed)

@@ -56,7 +56,7 @@ def kernels_timed() -> Iterator[dict[str, list[float]]]:
         compute_stream().synchronize()
         seconds[kernel.__name__].append(time.perf_counter() - start)
 
-    DeviceKernel.__call__ = timed  # type: ignore[method-assign]
+    DeviceKernel.__call__ = timed  # type: ignore[method-assign,assignment]
     try:
         yield seconds
     finally:

@@ -141,7 +141,7 @@ def test_steps_equal_naive_regressions(shape, agop_power):
     both[:, :4] = np.vstack([first[:, :4], np.full((1, 4), NAN)])  # nothing new
     before = complete(Observations.from_dense(first), rank=3, ridge=2.0, agop_power=agop_power)
     counts, now = (np.isfinite(table).sum(axis=0) for table in (first, both))
-    parameters = {"bounds": None, "n_threads": None}
+    parameters = {"bounds": None, "n_threads": None, "device": "cpu"}
     after, solved = update(before, Observations.from_dense(both), parameters, counts)
     k = before.rank
     right, sigma = before.right[:, :k], before.singular_values
