@@ -10,7 +10,15 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from fastrfm._numba import parallel_kernel
+from fastrfm._numba import inner, parallel_kernel
+
+
+def entry_share(theta, weight):
+    """Return the share of its residual that an entry of that weight gets by itself; on a device too."""
+    return theta * weight / (1.0 - theta + theta * weight)
+
+
+_entry_share = inner(entry_share)
 
 
 @parallel_kernel
@@ -44,9 +52,7 @@ def add_adjoint_columns(bounds, indptr, indices, values, weights, coefficients, 
                 residual = np.float64(values[t])
                 for a in range(k):
                     residual -= coefficients[i, a] * features[a]
-                residual *= theta
-                if is_weighted:
-                    residual *= weights[t] / (1.0 - theta + theta * weights[t])
+                residual *= _entry_share(theta, weights[t]) if is_weighted else theta
                 source = directions[i]
                 for a in range(b):
                     target[a] += residual * source[a]

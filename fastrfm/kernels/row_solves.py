@@ -8,6 +8,8 @@ disk cache does not notice an edited callee elsewhere. No BLAS here: it would st
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numba import prange
 
@@ -18,6 +20,24 @@ _EXPAND_WIDTH = 64  # columns of K in a panel: 2 MB at 4000 columns, the size of
 _ROWS_PER_TASK = 1024
 _CG_BUDGET = 16  # n / 16 steps of conjugate gradients cost less than a factorisation from n = 400 on
 _CG_TOLERANCE = 1e-13  # relative residual; tighter than any tolerance a solver asks for
+
+
+def pivot_scale(pivot, floor):
+    """Return the reciprocal root of a pivot, 0 where rounding has made it `floor` or less; on a device too."""
+    return 1.0 / math.sqrt(pivot) if pivot > floor else 0.0
+
+
+def entry_root(theta, weight):
+    """Return the root of w / (1 - theta + theta w), by which an entry of weight w is scaled; on a device too."""
+    return math.sqrt(weight / (1.0 - theta + theta * weight))
+
+
+def step_bound(largest, least):
+    """Return a bound of conjugate gradients' steps between eigenvalues `least` and `largest`; on a device too."""
+    return 0.5 * math.sqrt(largest / least) * math.log(2.0 / _CG_TOLERANCE)
+
+
+_pivot_scale, _entry_root, _step_bound = inner(pivot_scale), inner(entry_root), inner(step_bound)
 
 
 @inner
@@ -35,7 +55,7 @@ def _cholesky_solve(matrix, n, rhs, reciprocal):
             floor = 1e-16 * pivot
             for k in range(j):
                 pivot -= matrix[j, k] * matrix[j, k]
-            reciprocal[j] = 1.0 / np.sqrt(pivot) if pivot > floor else 0.0
+            reciprocal[j] = _pivot_scale(pivot, floor)
             _column_below(matrix, j, q, reciprocal[j])
     for i in range(n):
         total = rhs[i]
@@ -119,7 +139,7 @@ def _conjugate_gradient_steps(matrix, n, ridge):
         for b in range(n):
             total += abs(matrix[a, b] if b <= a else matrix[b, a])
         largest = max(largest, total)
-    return 0.5 * np.sqrt(largest / ridge) * np.log(2.0 / _CG_TOLERANCE)
+    return _step_bound(largest, ridge)
 
 
 @inner
@@ -405,8 +425,7 @@ def solve_factored_rows(
                     gathered[a, t] = source[a]
             if is_weighted:  # by itself: a factor in the loop above costs a tenth of the whole
                 for t in range(n):
-                    weight = weights[start + t]
-                    scale = np.sqrt(weight / (1.0 - theta + theta * weight))
+                    scale = _entry_root(theta, weights[start + t])
                     residual[t] *= scale
                     for a in range(n_basis):
                         gathered[a, t] *= scale

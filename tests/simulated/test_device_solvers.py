@@ -1,0 +1,118 @@
+"""Whole solvers on a device take the steps that they take on the processor."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fastrfm import NotConvergedWarning, Observations, complete
+from fastrfm.device_blocks import DeviceBlocks
+from fastrfm.errors import DeviceMemoryError
+
+pytestmark = pytest.mark.filterwarnings("ignore::fastrfm.NotConvergedWarning")
+TOLERANCE = 1e-9  # of the estimate's size, after a few steps: both round, in other orders
+
+
+def problem(n_rows: int = 12, n_cols: int = 9, rank: int = 2, share: float = 0.6, *, noise: float = 0.0, seed: int = 0):
+    rng = np.random.default_rng(seed)
+    matrix = rng.standard_normal((n_rows, rank)) @ rng.standard_normal((rank, n_cols))
+    matrix += noise * rng.standard_normal(matrix.shape)
+    matrix[rng.random(matrix.shape) > share] = np.nan
+    matrix[3] = np.nan  # an empty row
+    return Observations.from_dense(matrix)
+
+
+def assert_same_steps(observations, **options):
+    expected = complete(observations, **options)
+    found = complete(observations, device="cuda", **options)
+    size = np.abs(expected.to_dense()).max()
+    np.testing.assert_allclose(found.to_dense(), expected.to_dense(), rtol=0, atol=TOLERANCE * size)
+    assert found.n_iter == expected.n_iter and found.stop_reason == expected.stop_reason
+    for name in ("smoothing", "change", "norm", "rank"):
+        np.testing.assert_allclose(found.history[name], expected.history[name], rtol=1e-7, err_msg=name)
+
+
+@pytest.mark.parametrize("agop_power", [0.25, 0.5, 1.0])
+def test_dense(agop_power):
+    assert_same_steps(problem(), method="dense", agop_power=agop_power, ridge=0.1, max_iter=4)
+
+
+def test_dense_without_ridge_and_with_weights():
+    observations = problem()
+    assert_same_steps(observations, method="dense", max_iter=4)
+    weighted = observations.with_weights(np.linspace(0.5, 2.0, observations.n_observed))
+    assert_same_steps(weighted, method="dense", ridge=0.2, max_iter=3)
+
+
+@pytest.mark.parametrize("options", [{"rank": 2}, {"ridge": 0.3, "agop_power": 0.25}, {"ridge": 0.1, "rank": 3}])
+def test_factored(options):
+    assert_same_steps(problem(), method="factored", max_iter=4, **options)
+
+
+def test_factored_with_weights_and_float32_values():
+    observations = problem(noise=0.1)
+    weighted = observations.with_weights(np.linspace(0.5, 2.0, observations.n_observed))
+    assert_same_steps(weighted, method="factored", ridge=0.2, max_iter=3)
+    rows, cols, values = observations.to_coo()
+    single = Observations.from_coo(rows, cols, values.astype(np.float32), observations.shape)
+    assert_same_steps(single, method="factored", ridge=0.2, max_iter=3)
+
+
+@pytest.mark.parametrize("options", [{"rank": 2}, {"rank": 2, "ridge": 0.2}])
+def test_two_sided(options):
+    assert_same_steps(problem(n_rows=14, n_cols=10), method="two-sided", max_iter=3, **options)
+
+
+def test_streamed_blocks_change_nothing(monkeypatch):
+    observations = problem(n_rows=16)
+    expected = complete(observations, method="factored", ridge=0.2, max_iter=3)
+    blocks = []
+
+    class Streaming(DeviceBlocks):
+        def __init__(self, host):
+            super().__init__(host, memory=2000.0)
+
+        def row_blocks(self, align=1):
+            for block in super().row_blocks(align):
+                blocks.append((block.start, block.stop))
+                yield block
+
+    monkeypatch.setattr("fastrfm.device_blocks.DeviceBlocks", Streaming)
+    found = complete(observations, method="factored", ridge=0.2, max_iter=3, device="cuda")
+    assert len(set(blocks)) > 2  # several blocks a pass
+    np.testing.assert_allclose(found.to_dense(), expected.to_dense(), rtol=0, atol=1e-10)
+    found = complete(observations, method="two-sided", rank=2, max_iter=2, device="cuda")
+    expected = complete(observations, method="two-sided", rank=2, max_iter=2)
+    np.testing.assert_allclose(found.to_dense(), expected.to_dense(), rtol=0, atol=1e-9)
+
+
+def test_blocks_shrink_until_they_fit(monkeypatch):
+    observations = problem(n_rows=40, n_cols=12)
+    blocks = DeviceBlocks(observations, memory=1e5)
+    blocks._is_kept, blocks._most_entries = False, 1 << 40
+    from fastrfm.device_blocks import _Streamed
+
+    blocks._upload = _Streamed()
+    limit = 8 * 60  # bytes of one array
+
+    def empty(shape, dtype):
+        if np.prod(shape) * np.dtype(dtype).itemsize > limit:
+            raise DeviceMemoryError("no room")
+        return np.empty(shape, dtype)
+
+    monkeypatch.setattr("fastrfm.device_blocks.empty", empty)
+    seen = [(block.start, block.stop, np.array(block.by_row.values)) for block in blocks.row_blocks()]
+    assert len(seen) > 3 and seen[0][0] == 0 and seen[-1][1] == 40
+    np.testing.assert_array_equal(np.concatenate([values for *_, values in seen]), observations.values)
+    assert [block.start for block in blocks.row_blocks()] == [start for start, *_ in seen]  # learnt
+    limit = 8
+    with pytest.raises(DeviceMemoryError, match="no room"):
+        list(blocks.row_blocks())
+
+
+def test_a_checkpoint_goes_from_the_device_to_the_processor(tmp_path):
+    observations = problem(noise=0.1)
+    options = {"method": "factored", "ridge": 0.2, "tol": 1e-3}
+    with pytest.warns(NotConvergedWarning):
+        complete(observations, max_iter=3, checkpoint=tmp_path / "state", every=1, device="cuda", **options)
+    assert (tmp_path / "state").exists()
