@@ -27,7 +27,7 @@ from fastrfm.errors import DeviceMemoryError
 
 IS_SIMULATED = bool(vars(config)["ENABLE_CUDASIM"])
 # A power of two: block sums halve. The simulator starts a Python thread for each.
-N_THREADS = 4 if IS_SIMULATED else 128
+N_THREADS = 2 if IS_SIMULATED else 128
 # Blocks of one launch: enough to fill any device many times over; the rest is the stride of a loop in the kernel.
 MOST_BLOCKS = 4 if IS_SIMULATED else 1 << 16
 MOST_SHARED_BYTES = 48 << 10  # what a block may have without asking for more

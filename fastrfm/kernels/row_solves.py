@@ -37,7 +37,13 @@ def step_bound(largest, least):
     return 0.5 * math.sqrt(largest / least) * math.log(2.0 / _CG_TOLERANCE)
 
 
-_pivot_scale, _entry_root, _step_bound = inner(pivot_scale), inner(entry_root), inner(step_bound)
+def step_budget(n):
+    """Return how many steps of conjugate gradients cost less than a factorisation; on a device too."""
+    return n // _CG_BUDGET
+
+
+_pivot_scale, _entry_root = inner(pivot_scale), inner(entry_root)
+_step_bound, _step_budget = inner(step_bound), inner(step_budget)
 
 
 @inner
@@ -246,8 +252,8 @@ def solve_dual_rows(bounds, indptr, indices, values, weights, feature_gram, ridg
                     heaviest = max(heaviest, weights[start + a])
                 least = ridge / heaviest
             solved = False
-            if n >= cg_from and ridge > 0.0 and _conjugate_gradient_steps(matrix, n, least) < n // _CG_BUDGET:
-                solved = _conjugate_gradients(matrix, n, rhs, n // _CG_BUDGET, work)
+            if n >= cg_from and ridge > 0.0 and _conjugate_gradient_steps(matrix, n, least) < _step_budget(n):
+                solved = _conjugate_gradients(matrix, n, rhs, _step_budget(n), work)
             if not solved:
                 _cholesky_solve(matrix, n, rhs, reciprocal)
 

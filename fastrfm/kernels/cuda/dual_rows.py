@@ -24,13 +24,12 @@ from fastrfm._cuda import (
 )
 from fastrfm.errors import DeviceMemoryError
 from fastrfm.kernels.cuda.small_systems import ACROSS, factorise, residual_tolerance, substitute
-from fastrfm.kernels.row_solves import step_bound
+from fastrfm.kernels.row_solves import step_bound, step_budget
 
 SMALL = 6 if IS_SIMULATED else 64  # entries of the longest row that is solved in shared memory
-_CG_BUDGET = 16  # as the processor's
 _MOST_RESIDENT = 4 if IS_SIMULATED else 1024  # blocks with a workspace: more than run at a time on any device
 
-_step_bound = device_inner(step_bound)
+_step_bound, _budget = device_inner(step_bound), device_inner(step_budget)
 
 
 @device_inner
@@ -165,8 +164,8 @@ def _solve_rows(indptr, indices, values, weights, feature_gram, ridge, cg_from, 
                     heaviest = weights[start + a] if weights[start + a] > heaviest else heaviest
                 least = ridge / heaviest
             largest = _largest_row_sum(far, n, room, work)
-            if _step_bound(largest, least) < n // _CG_BUDGET:
-                is_solved = _conjugate_gradients(far, diagonal, n, rhs, n // _CG_BUDGET, room, work, longest)
+            if _step_bound(largest, least) < _budget(n):
+                is_solved = _conjugate_gradients(far, diagonal, n, rhs, _budget(n), room, work, longest)
         if not is_solved:
             factorise(far, n, work, work[longest:])
             substitute(far, n, rhs)
