@@ -9,11 +9,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from fastrfm.errors import InputError
-from fastrfm.options import _number, _one_of, _whole
+from fastrfm.options import DEVICES, _number, _one_of, _whole
 
 SPARSE_SMOOTHING_RULES = ("auto", "geometric")
 LINEAR_SOLVERS = ("auto", "cholesky", "cg")
-DEVICES = ("cpu", "cuda", "auto")
 LASSO_POWER = 0.25  # from this agop_power on the penalty sets coefficients to exactly zero
 
 
