@@ -32,6 +32,8 @@ class Design:
         Of A's columns.
     is_centred : bool
         Whether sᵀ A = 0.
+    is_dense : bool
+        Whether every element of A is held, so that its columns together take no more room.
     """
 
     shape: tuple[int, int]
@@ -39,6 +41,7 @@ class Design:
     means: np.ndarray
     squared_norms: np.ndarray
     is_centred: bool
+    is_dense: bool = False
 
     def forward(self, coef: np.ndarray) -> np.ndarray:
         """Return A β, (n_samples,)."""
@@ -58,7 +61,11 @@ class Design:
 
     def restricted(self, chosen: np.ndarray) -> Design | None:
         """Return the design of some columns, or None where it would not pay."""
-        return DenseDesign(self.columns(chosen), self.roots, self.is_centred)
+        return self.dense(self.columns(chosen), self.roots, self.is_centred)
+
+    def dense(self, matrix: np.ndarray, roots: np.ndarray, is_centred: bool = False) -> Design:
+        """Return the design of a weighted and centred matrix, (n_rows, n_columns), held where this one is used."""
+        return DenseDesign(matrix, roots, is_centred)
 
     def diagonal(self, weights: np.ndarray) -> np.ndarray:
         """Return the diagonal of A K Aᵀ, (n_samples,)."""
@@ -95,6 +102,8 @@ class Design:
 
 class DenseDesign(Design):
     """A in memory, already weighted and centred."""
+
+    is_dense = True
 
     def __init__(self, matrix: np.ndarray, roots: np.ndarray, is_centred: bool = False) -> None:
         self.is_centred = is_centred

@@ -43,6 +43,11 @@ class SparseDesign(Design):
         plain = np.asarray(squares.sum(axis=0)).ravel()
         self.squared_norms = centred_norms(plain, means, roots)
 
+    @property
+    def compressed(self) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+        """A's stored rows by rows and by columns: int64 pointers, rising int32 indices, float64 values of each."""
+        return self._rows, self._cols
+
     def forward(self, coef: np.ndarray) -> np.ndarray:
         out = np.empty(self.shape[0])
         multiply_rows(*self._rows, coef, out)

@@ -19,10 +19,10 @@ from fastrfm._interrupt import deferred
 from fastrfm._numba import check_thread_count, thread_limit
 from fastrfm._regressor import LinearRegressor
 from fastrfm.errors import InputError, NotConvergedWarning
-from fastrfm.regression_inputs import read_features, read_targets, read_weights
+from fastrfm.regression_inputs import Features, read_features, read_targets, read_weights
 from fastrfm.solvers.sparse import prepare, solve_sparse, sparse_path, suggested_ridges
 from fastrfm.sparse_options import SparseOptions
-from fastrfm.sparse_regression import Problem, check_ridges, make_problem
+from fastrfm.sparse_regression import Problem, check_ridges, make_problem, with_device
 
 POWERS = (0.25, 0.375, 0.5, 1.0)
 N_RIDGES, LEAST_SHARE = 60, 1e-4  # folds of correlated features are often told best by a very small ridge
@@ -47,6 +47,8 @@ class SparseRegressionCV(LinearRegressor):
     fit_intercept, tol, max_iter, n_threads
         As in :class:`SparseRegression`.
     random_state : int
+    device : {"cpu", "cuda", "auto"}
+        As in :class:`SparseRegression`; every fold goes to the device for itself.
 
     Attributes
     ----------
@@ -84,6 +86,7 @@ class SparseRegressionCV(LinearRegressor):
         "max_iter": SparseOptions.max_iter,
         "random_state": 0,
         "n_threads": None,
+        "device": SparseOptions.device,
     }
 
     def __init__(
@@ -101,6 +104,7 @@ class SparseRegressionCV(LinearRegressor):
         max_iter: int = SparseOptions.max_iter,
         random_state: int = 0,
         n_threads: int | None = None,
+        device: str = SparseOptions.device,
     ) -> None:
         self.agop_powers = agop_powers
         self.ridges = ridges
@@ -114,6 +118,7 @@ class SparseRegressionCV(LinearRegressor):
         self.max_iter = max_iter
         self.random_state = random_state
         self.n_threads = n_threads
+        self.device = device
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> SparseRegressionCV:
         """Choose ridge and power, fit all samples with them and return the estimator itself.
@@ -128,11 +133,15 @@ class SparseRegressionCV(LinearRegressor):
         InputError
             As there; also for an agop_power below 1/4, a ridge of 0 that is not the last, fewer than two folds or
             samples, or an X that stays in a file.
+        DeviceError
+            As there.
 
         Warns
         -----
         NotConvergedWarning
             If the final fit did not converge.
+        DeviceWarning
+            As there.
         """
         features = read_features(X)
         if features.is_stored:
@@ -141,7 +150,7 @@ class SparseRegressionCV(LinearRegressor):
             )
         targets, is_single = read_targets(y, features.shape[0])
         weights = read_weights(sample_weight, features.shape[0])
-        options = self._options()
+        options = self._options(features)
         with deferred(), thread_limit(check_thread_count(self.n_threads)):
             folds = make_folds(self.cv, features.table, targets, self.random_state)
             data = (features.table, targets, weights)
@@ -152,8 +161,9 @@ class SparseRegressionCV(LinearRegressor):
         self._note_columns(features)
         return self
 
-    def _options(self) -> list[SparseOptions]:
+    def _options(self, features: Features) -> list[SparseOptions]:
         shared: dict[str, Any] = {"fit_intercept": self.fit_intercept, "tol": self.tol, "max_iter": self.max_iter}
+        shared["device"] = with_device(SparseOptions(device=self.device), features).device
         options = [SparseOptions(ridge=1.0, agop_power=power, **shared) for power in self.agop_powers]
         if not options or not all(option.is_sharp for option in options):
             raise InputError(f"agop_powers must be numbers of at least 0.25, got {self.agop_powers!r}")

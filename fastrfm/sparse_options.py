@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from fastrfm.errors import InputError
-from fastrfm.options import _number, _one_of, _whole
+from fastrfm.options import DEVICES, _number, _one_of, _whole
 
 SPARSE_SMOOTHING_RULES = ("auto", "geometric")
 LINEAR_SOLVERS = ("auto", "cholesky", "cg")
@@ -47,6 +47,10 @@ class SparseOptions:
         Bytes of a block of a design that stays in its file; None means 64 MiB.
     n_threads : int or None
         None uses all that are available.
+    device : {"cpu", "cuda", "auto"}
+        Where A and its products are. "cuda" takes features in memory, dense or scipy.sparse, to a CUDA device once;
+        vectors, selected columns and Grams of n_samples x n_samples come back, which the processor factors. "auto" is
+        "cuda" where there is a device and features are in memory, else "cpu".
     """
 
     ridge: float = 0.0
@@ -58,6 +62,7 @@ class SparseOptions:
     linear_solver: str = "auto"
     memory: int | None = None
     n_threads: int | None = None
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         _number("ridge", self.ridge, 0.0)
@@ -74,6 +79,7 @@ class SparseOptions:
         _one_of("linear_solver", self.linear_solver, LINEAR_SOLVERS)
         if self.memory is not None:
             _whole("memory", self.memory, 1)
+        _one_of("device", self.device, DEVICES)
 
     @property
     def penalty_power(self) -> float:

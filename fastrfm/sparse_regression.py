@@ -7,7 +7,7 @@ attributes ending in ``_``. Cross-validation is in ``sparse_cross_validation``.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,9 @@ from fastrfm._interrupt import deferred
 from fastrfm._numba import check_thread_count, thread_limit
 from fastrfm._regressor import LinearRegressor
 from fastrfm.designs import Design, make_design
+from fastrfm.devices import resolve
 from fastrfm.errors import InputError, NotConvergedWarning
-from fastrfm.regression_inputs import read_features, read_targets, read_weights
+from fastrfm.regression_inputs import Features, read_features, read_targets, read_weights
 from fastrfm.solvers.sparse import SparseFit, prepare, solve_sparse, sparse_path, suggested_ridges
 from fastrfm.sparse_options import SPARSE_DEFAULTS, SparseOptions
 
@@ -54,6 +55,19 @@ def make_problem(
     return Problem(design, (targets - target_means) * design.roots[:, None], means, target_means)
 
 
+def with_device(options: SparseOptions, features: Features) -> SparseOptions:
+    """Return the options with a `device` that is there and can take the features, "cpu" or "cuda"."""
+    if options.device == "auto" and features.is_stored:
+        return replace(options, device="cpu")
+    device = resolve(options.device)
+    if device == "cuda" and features.is_stored:
+        raise InputError(
+            'device="cuda" takes dense and scipy.sparse features in memory, got features that stay in a file: raise '
+            'memory above their size, or use device="cpu"'
+        )
+    return replace(options, device=device)
+
+
 class SparseRegression(LinearRegressor):
     """Sparse linear regression by lin-RFM: ridge regression on features reweighted by the coefficients themselves.
 
@@ -63,6 +77,8 @@ class SparseRegression(LinearRegressor):
         See :class:`fastrfm.sparse_options.SparseOptions`. They are checked by :meth:`fit`.
     warm_start : bool
         With a ridge, go on from the coefficients of the fit before, if it had as many features and targets.
+    device : {"cpu", "cuda", "auto"}
+        See there.
 
     Attributes
     ----------
@@ -115,6 +131,7 @@ class SparseRegression(LinearRegressor):
         memory: int | None = SparseOptions.memory,
         n_threads: int | None = SparseOptions.n_threads,
         warm_start: bool = False,
+        device: str = SparseOptions.device,
     ) -> None:
         self.ridge = ridge
         self.agop_power = agop_power
@@ -126,6 +143,7 @@ class SparseRegression(LinearRegressor):
         self.memory = memory
         self.n_threads = n_threads
         self.warm_start = warm_start
+        self.device = device
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> SparseRegression:
         """Fit coefficients and return the estimator itself.
@@ -142,14 +160,19 @@ class SparseRegression(LinearRegressor):
         ------
         InputError
             If something is not finite or does not fit together, or a parameter is out of its range.
+        DeviceError
+            If `device` is "cuda" and there is none, or its memory is too small.
 
         Warns
         -----
         NotConvergedWarning
             If `max_iter` came before `tol`.
+        DeviceWarning
+            If `device` is "auto" and there is none.
         """
         options = SparseOptions(**{name: getattr(self, name) for name in SPARSE_DEFAULTS})
         features = read_features(X, options.memory)
+        options = with_device(options, features)
         targets, is_single = read_targets(y, features.shape[0])
         weights = read_weights(sample_weight, features.shape[0])
         with deferred(), thread_limit(check_thread_count(options.n_threads)):
@@ -196,6 +219,7 @@ def sparse_regression_path(
     max_iter: int = SparseOptions.max_iter,
     memory: int | None = SparseOptions.memory,
     n_threads: int | None = SparseOptions.n_threads,
+    device: str = SparseOptions.device,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return coefficients along falling ridges, each fit from the one before.
 
@@ -211,6 +235,8 @@ def sparse_regression_path(
     max_features : int, optional
         The path ends after the first fit with more nonzero coefficients; by default half the smaller of n_samples and
         n_features.
+    fit_intercept, tol, max_iter, memory, n_threads, device
+        As in :class:`SparseRegression`.
 
     Returns
     -------
@@ -221,8 +247,8 @@ def sparse_regression_path(
     Raises
     ------
     InputError
-        As :meth:`SparseRegression.fit`; also for an `agop_power` below 1/4, more than one target, or ridges that do not
-        fall.
+        As :meth:`SparseRegression.fit`, whose other errors and warnings there are too; also for an `agop_power` below
+        1/4, more than one target, or ridges that do not fall.
 
     Examples
     --------
@@ -236,11 +262,12 @@ def sparse_regression_path(
     """
     options = SparseOptions(
         ridge=1.0, agop_power=agop_power, fit_intercept=fit_intercept, tol=tol, max_iter=max_iter, memory=memory,
-        n_threads=n_threads,
+        n_threads=n_threads, device=device,
     )  # fmt: skip
     if not options.is_sharp:
         raise InputError(f"a path needs an agop_power of at least 0.25, got {agop_power!r}: fit single ridges instead")
     features = read_features(X, memory)
+    options = with_device(options, features)
     targets, is_single = read_targets(y, features.shape[0])
     if not is_single and targets.shape[1] > 1:
         raise InputError(f"a path needs one target, got {targets.shape[1]}: call it for each")

@@ -31,6 +31,7 @@ LAYERS = [
     "_designs",
     "compressed_rows",
     "designs",
+    "device_designs",
     "regression_inputs",
     "measurements",
     "measurement_inputs",

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse
+from numba import cuda
 from scipy.optimize import linprog
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError as SklearnNotFittedError
@@ -21,7 +22,7 @@ from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.utils.estimator_checks import check_estimator
 
 from fastrfm import SparseRegression, SparseRegressionCV, sparse_regression_path
-from fastrfm.errors import FileFormatError, InputError, NotConvergedWarning, NotFittedError
+from fastrfm.errors import DeviceError, DeviceWarning, FileFormatError, InputError, NotConvergedWarning, NotFittedError
 
 
 def problem(n=60, p=120, seed=0, noise=0.3):
@@ -307,3 +308,21 @@ def test_with_noise_a_ridge_of_zero_is_not_chosen():
         SparseRegressionCV(ridges=[1.0, 0.0, 0.0]).fit(X, y)
     with pytest.raises(InputError, match="no path leads to 0"):
         sparse_regression_path(X, y, ridges=[1.0, 0.0])
+
+
+def test_a_device_that_is_not_there():
+    if cuda.is_available():
+        pytest.skip("there is a device")
+    matrix, target = np.eye(4), np.arange(4.0)
+    with pytest.raises(DeviceError, match='device="cpu"'):
+        SparseRegression(device="cuda").fit(matrix, target)
+    with pytest.raises(DeviceError, match='device="cpu"'):
+        sparse_regression_path(matrix, target, device="cuda")
+    with pytest.raises(DeviceError, match='device="cpu"'):
+        SparseRegressionCV(cv=2, device="cuda").fit(matrix, target)
+    with pytest.raises(InputError, match="device"):
+        SparseRegression(device="tpu").fit(matrix, target)
+    expected = SparseRegression(ridge=0.1).fit(matrix, target)
+    with pytest.warns(DeviceWarning):
+        found = SparseRegression(ridge=0.1, device="auto").fit(matrix, target)
+    np.testing.assert_array_equal(found.coef_, expected.coef_)

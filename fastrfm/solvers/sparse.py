@@ -63,11 +63,18 @@ def solve_sparse(
 
 
 def prepare(design: Design, targets: np.ndarray, options: SparseOptions) -> tuple[Design, np.ndarray]:
-    """Return the problem with fewer rows where that pays or is needed; the answers are the same."""
+    """Return the problem where `options.device` wants it, with fewer rows where that pays or is needed.
+
+    The answers are the same. A tall problem is reduced on the processor: only what is left goes to a device.
+    """
     n_rows, n_features = design.shape
     pays = n_rows > (_PAYS if options.is_sharp else 1) * n_features and n_features <= LARGEST_GRAM
     if pays:
         design, targets = _reduce_rows(design, targets)
+    if options.device == "cuda":
+        from fastrfm.device_designs import on_device  # loads what only devices need
+
+        design = on_device(design)
     uses_gram = options.linear_solver != "cg" and design.shape[0] <= LARGEST_GRAM
     if options.ridge == 0.0 and uses_gram and design.squared_norms.any():
         design, targets = independent_rows(design, targets)

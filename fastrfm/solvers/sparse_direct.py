@@ -72,14 +72,14 @@ def independent_rows(design: Design, targets: np.ndarray) -> tuple[Design, np.nd
     left, sizes, right = svd(lower.T, full_matrices=False)
     kept = sizes > max(matrix.shape) * np.finfo(float).eps * sizes.max(initial=0.0)
     rows = sizes[kept, None] * (right[kept] @ basis.T)
-    return DenseDesign(rows, np.zeros(len(rows))), left[:, kept].T @ targets
+    return design.dense(rows, np.zeros(len(rows))), left[:, kept].T @ targets
 
 
 def interpolate(design: Design, target: np.ndarray, options: SparseOptions) -> Descent:
     """Return a sparse β with A β = y: attempts at the power given and below it, until one is exact."""
     n_rows, n_features = design.shape
-    if n_rows == n_features and isinstance(design, DenseDesign):
-        return Descent(np.linalg.solve(design.matrix, target), 1, "unique")
+    if n_rows == n_features and design.is_dense:
+        return Descent(np.linalg.solve(design.columns(np.arange(n_features)), target), 1, "unique")
     is_function = callable(options.agop_power)
     is_convex = not is_function and options.agop_power <= LASSO_POWER
     drops = (*_DROPS, _CONVEX_DROP) if is_convex else _DROPS
