@@ -116,7 +116,8 @@ def describe_software() -> dict[str, str | None]:
     known: dict[str, str | None] = {"numba": _version("numba"), "cuda_target": None, "toolkit": None, "driver": None}
     if cuda is None:
         return known
-    known["cuda_target"] = f"numba-cuda {_version('numba-cuda')}" if _is_package(cuda) else "built into Numba"
+    name = "numba-cuda" if _is_package(cuda) else "numba"
+    known["cuda_target"] = f"{'' if name == 'numba-cuda' else 'built into '}{name} {_version(name)}"
     if _is_simulated():
         known["cuda_target"] = f"{known['cuda_target']}, simulated"
         return known
