@@ -40,23 +40,33 @@ def parse_memory(written: str | int) -> int:
 
 def default_memory() -> int:
     """Return a quarter of the memory that is free: the machine's, or the container's where that is less."""
-    free = [n_bytes for n_bytes in (_free_on_machine(), _free_in_group()) if n_bytes is not None]
-    return max(min(free, default=_WITHOUT_ANSWER) // _SHARE, 1)
+    free = free_memory()
+    return max((_WITHOUT_ANSWER if free is None else free) // _SHARE, 1)
 
 
-def _free_on_machine() -> int | None:
+def free_memory() -> int | None:
+    """Return the bytes that are free on the machine, or in the container where that is less; None if nobody says."""
+    limit, used = _in_group("memory.max"), _in_group("memory.current")
+    in_group = None if limit is None or used is None else max(limit - used, 0)
+    return min((n for n in (_on_machine("MemAvailable:"), in_group) if n is not None), default=None)
+
+
+def total_memory() -> int | None:
+    """Return the bytes of memory of the machine, or of the container where that is less; None if nobody says."""
+    return min((n for n in (_on_machine("MemTotal:"), _in_group("memory.max")) if n is not None), default=None)
+
+
+def _on_machine(label: str) -> int | None:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         return None
-    found = [line.split() for line in lines if line.startswith("MemAvailable:")]
+    found = [line.split() for line in lines if line.startswith(label)]
     return int(found[0][1]) * 1024 if found else None
 
 
-def _free_in_group() -> int | None:
+def _in_group(name: str) -> int | None:
     try:
-        limit = (_CGROUP / "memory.max").read_text().strip()
-        used = int((_CGROUP / "memory.current").read_text())
-    except (OSError, ValueError):
+        return int((_CGROUP / name).read_text().strip())
+    except (OSError, ValueError):  # no such file, or "max"
         return None
-    return None if limit == "max" else max(int(limit) - used, 0)

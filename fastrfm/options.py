@@ -20,7 +20,7 @@ AUTOMATIC: dict[str, Any] = dict.fromkeys(("agop_power", "ridge", "offsets", "im
 METHODS = ("auto", "dense", "factored", "two-sided")
 DENSE_DTYPES = ("float32", "float64")  # of the whole completed matrix in a file
 SMOOTHING_RULES = ("auto", "iterate_change", "sigma_next", "geometric")
-DEVICES = ("cpu", "cuda", "auto")
+DEVICES = ("cpu", "cuda", "auto")  # what they stand for on a machine: ``devices.resolve``
 PLOT_KINDS = ("convergence", "spectrum", "selection", "held-out", "gaps")  # in the order of a figure of all
 # Exact data are worth all digits; with noise, more than the first two digits of the estimate are noise.
 FACTORED_POWER = 0.25  # below it the sparse part, which method "factored" drops in the end, does not fade
@@ -86,7 +86,9 @@ class CompletionOptions:
         Seed of the random starting directions and probes.
     n_threads : int or None
         None uses all that are available. The bits of a result do not depend on it.
-    device : {"cpu"}
+    device : {"cpu", "cuda", "auto"}
+        "cuda" runs the same loops on an NVIDIA GPU (extra ``fastrfm[cuda]``). "auto" takes it where it can be used,
+        else the processor, with one line of notice that says why.
     """
 
     method: str = "auto"

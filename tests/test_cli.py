@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 import fastrfm
 import fastrfm.readers
 from fastrfm.cli import COMMANDS, main
+from fastrfm.devices import Device
 from fastrfm.observations import Observations
 from fastrfm.options import AUTOMATIC, CompletionOptions
 from fastrfm.store import open_observations, read_result, write_observations, write_result
@@ -187,6 +188,38 @@ def test_info_errors(tmp_path):
     assert_fails(run("info", tmp_path / "a.h5"), "a.h5")
     assert_fails(run("info", tmp_path / "none.h5"), "no such file")
     assert_fails(run("info", tmp_path), "is a folder")
+    assert_fails(run("info"), "give either a FILE or --devices", 2)
+    assert_fails(run("info", tmp_path / "a.h5", "--devices"), "give either a FILE or --devices", 2)
+
+
+def test_info_about_devices(monkeypatch):
+    lines = run("info", "--devices").stdout.splitlines()
+    assert [line.split(":")[0] for line in lines][-4:] == ["numba", "numba.cuda", "toolkit", "driver"]
+    assert lines[0].startswith("cpu: ") and lines[0].endswith("can be used") and lines[1].startswith("cuda: ")
+    about = json.loads(run("info", "--devices", "--json").stdout)
+    assert [device["kind"] for device in about["devices"][:2]] == ["cpu", "cuda"]
+    assert set(about["software"]) == {"numba", "cuda_target", "toolkit", "driver"}
+    gpu = Device("cuda", "NVIDIA A100", None, "8.0", n_multiprocessors=108, memory_bytes=80 << 30, free_bytes=79 << 30)
+    monkeypatch.setattr("fastrfm.devices.describe_devices", lambda: [gpu, Device("cuda", "old one", "it is too old")])
+    first, second = run("info", "--devices").stdout.splitlines()[:2]
+    assert first.endswith(
+        "NVIDIA A100, compute capability 8.0, 108 multiprocessors, 80.0 GiB of memory, 79.0 GiB free: can be used"
+    )
+    assert second.endswith("old one: cannot be used, it is too old")
+
+
+def test_a_device_that_is_missing_is_noticed_in_one_line(ratings, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastrfm.devices.why_not_cuda", lambda: "there is none")
+    options = (ratings, "-o", tmp_path / "r.h5", "--rank", "2", "--ridge", "0", "--device")
+    assert_fails(run("complete", *options, "cuda"), "there is none. Use device")
+    assert not (tmp_path / "r.h5").exists()
+    # In a process of its own: pytest takes warnings away from who prints them.
+    script = (
+        "import fastrfm.devices as d; d.why_not_cuda = lambda: 'there is none'; from fastrfm.cli import main; main()"
+    )
+    command = [sys.executable, "-c", script, "complete", *map(str, options), "auto"]
+    outcome = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert (outcome.returncode, outcome.stderr) == (0, "Warning: the processor does the work: there is none\n")
 
 
 # --- complete -----------------------------------------------------------------------------------------------------

@@ -7,6 +7,9 @@ answers at once. Errors raised on purpose become one line and an exit code here,
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -23,7 +26,7 @@ OUTCOME_KEY = "fastrfm.outcome"  # in the context's meta: a function that says w
 # First lines of the subcommands' help, kept here so that ``fastrfm --help`` need not load them.
 COMMANDS = {
     "convert": "Turn a file of observations into HDF5.",
-    "info": "Say what a file holds.",
+    "info": "Say what a file holds, or which devices there are.",
     "split": "Divide the entries in two: at random, by time or by group.",
     "complete": "Complete a matrix and write the result as HDF5.",
     "predict": "Predict the values of row and column pairs from a result.",
@@ -34,6 +37,21 @@ COMMANDS = {
     "report": "Write one html page about a result, with plots.",
     "tune": "Try a grid of options by cross-validation and say which to take.",
 }
+
+
+def _in_one_line(message: Warning | str, *_: object, **__: object) -> str:
+    return f"Warning: {message}\n"
+
+
+@contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Print warnings without the place in the source, which tells nothing to who typed a command."""
+    plain = warnings.formatwarning
+    warnings.formatwarning = _in_one_line
+    try:
+        yield
+    finally:
+        warnings.formatwarning = plain
 
 
 class LazyGroup(click.Group):
@@ -56,7 +74,7 @@ class LazyGroup(click.Group):
         from fastrfm._interrupt import ending_on_sigterm
 
         try:
-            with ending_on_sigterm():
+            with ending_on_sigterm(), _short_warnings():
                 return super().invoke(ctx)
         except FastrfmError as error:
             click.echo(f"Error: {error}", err=True)
