@@ -126,8 +126,8 @@ def _memory_guarded(n_bytes: int) -> Iterator[None]:
         if "OUT_OF_MEMORY" not in str(error).upper().replace(" ", "_"):
             raise
         raise DeviceMemoryError(
-            f"the device has no room for another {n_bytes / 2**20:.0f} MiB: give a smaller rank or smaller memory for "
-            'row blocks, close other programs on it, or use device="cpu"'
+            f"the device has no room for another {n_bytes / 2**20:.0f} MiB: close other programs on it, ask for a "
+            'smaller rank or fewer features, or use device="cpu"'
         ) from error
 
 
@@ -151,7 +151,7 @@ def pinned(n: int, dtype: Any) -> np.ndarray:
 
 def event() -> Any:
     """Return a mark that one stream leaves and another waits for."""
-    return cuda.event(timing=False)
+    return cuda.event() if IS_SIMULATED else cuda.event(timing=False)
 
 
 def free_bytes() -> float:
