@@ -144,6 +144,22 @@ def empty(shape: tuple[int, ...] | int, dtype: Any = np.float64) -> Any:
         return cuda.device_array(shape, dtype)
 
 
+_scratch: dict[str, Any] = {}
+
+
+def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> Any:
+    """Return an array for work that ends before the next call with that name; it is kept and used again.
+
+    Asking a device for memory takes longer than many a kernel. Kernels run in the order of the calls, so that the next
+    user of the array comes after the last one.
+    """
+    kept = _scratch.get(name)
+    if kept is None or kept.shape != shape or kept.dtype != np.dtype(dtype):
+        _scratch.pop(name, None)
+        kept = _scratch[name] = empty(shape, dtype)
+    return kept
+
+
 def pinned(n: int, dtype: Any) -> np.ndarray:
     """Return page-locked memory of the processor, which a device copies from while kernels run."""
     return np.asarray(cuda.pinned_array(n, dtype))

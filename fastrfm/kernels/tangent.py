@@ -34,14 +34,16 @@ from fastrfm._numba import inner, parallel_kernel
 _SINGULAR = 1e-15  # of a system's trace: what rounding may hide, added to its diagonal
 
 
-@inner
-def _start_of(a):
+def start_of(a):
     """Return where row a of a factor starts: rows hold whole lanes, four rows of four, then four of eight, ...
 
-    At a = k it is :func:`factor_size`, which Python calls without compiling anything.
+    At a = k it is :func:`factor_size`. On a device too.
     """
     block = a // LANES
     return 2 * LANES * block * (block + 1) + LANES * (a % LANES) * (block + 1)
+
+
+_start_of = inner(start_of)
 
 
 @inner
