@@ -105,6 +105,14 @@ def why_not_cuda() -> str | None:
     return _software_fault(cuda) or _cuda_device(cuda, 0).reason
 
 
+def why_not_compiled() -> str | None:
+    """Return why device kernels cannot be compiled, on this machine or for another, in one line; None if they can."""
+    cuda, reason = _target()
+    if cuda is None:
+        return reason
+    return "the simulator runs kernels without compiling them" if _is_simulated() else _toolkit_fault(cuda)
+
+
 def describe_devices() -> list[Device]:
     """Return the processor and then every CUDA device, or one entry that says why there is none."""
     return [_processor(), *_cuda_devices()]
@@ -121,7 +129,7 @@ def describe_software() -> dict[str, str | None]:
     if _is_simulated():
         known["cuda_target"] = f"{known['cuda_target']}, simulated"
         return known
-    if not _missing_of_toolkit(cuda):
+    if _toolkit_fault(cuda) is None:
         known["toolkit"] = _dotted(cuda.runtime.get_version())
     if _driver_fault(cuda) is None:
         known["driver"] = _dotted(cuda.cudadrv.driver.driver.get_version())
@@ -149,12 +157,9 @@ def _is_package(cuda: Any) -> bool:
 
 
 def _software_fault(cuda: Any) -> str | None:
-    reason = _driver_fault(cuda)
+    reason = _driver_fault(cuda) or _toolkit_fault(cuda)
     if reason is not None:
         return reason
-    missing = _missing_of_toolkit(cuda)
-    if missing:
-        return f"the CUDA toolkit that compiles kernels is not complete, {' and '.join(missing)} not found: {INSTALL}"
     driver, toolkit = cuda.cudadrv.driver.driver.get_version(), cuda.runtime.get_version()
     # numba-cuda links with the toolkit's own linker, which any driver of the same CUDA generation takes the result of;
     # the built-in target has the driver read the toolkit's PTX.
@@ -184,14 +189,17 @@ def _driver_fault(cuda: Any) -> str | None:
     return known[0] if known else f"the CUDA driver does not start: {_one_line(said)}"
 
 
-def _missing_of_toolkit(cuda: Any) -> list[str]:
+def _toolkit_fault(cuda: Any) -> str | None:
     compiler = "NVRTC" if _is_package(cuda) else "the CUDA runtime library"
     parts: dict[str, Callable[[], Any]] = {
         "NVVM": lambda: cuda.cudadrv.nvvm.is_available(),
         "libdevice": lambda: cuda.cudadrv.libs.get_libdevice(),
         compiler: lambda: cuda.runtime.get_version(),
     }
-    return [name for name, probe in parts.items() if not _answers(probe)]
+    missing = [name for name, probe in parts.items() if not _answers(probe)]
+    if not missing:
+        return None
+    return f"the CUDA toolkit that compiles kernels is not complete, {' and '.join(missing)} not found: {INSTALL}"
 
 
 def _answers(probe: Callable[[], Any]) -> bool:
