@@ -224,6 +224,7 @@ def start_conjugate_gradients(
 
 @device_kernel(lambda matrix: over_items(matrix.shape[0] * matrix.shape[1]), "r2")
 def _clear(matrix):
+    """Write zeros."""
     k = matrix.shape[1]
     for e in range(cuda.grid(1), matrix.shape[0] * k, cuda.gridsize(1)):
         matrix[e // k, e % k] = 0.0
@@ -231,6 +232,7 @@ def _clear(matrix):
 
 @device_kernel(lambda sums: Launch(1, 1), "d1")
 def _clear_sums(sums):
+    """Write zeros: no curvature, no step."""
     sums[0] = 0.0
     sums[1] = 0.0
 

@@ -71,6 +71,7 @@ def _over_all(out_parts) -> Launch:
 
 @device_kernel(_over_all, "r3")
 def _set_zero(out_parts):
+    """Write zeros; a thread owns elements."""
     n, k = out_parts.shape[1], out_parts.shape[2]
     for e in range(cuda.grid(1), out_parts.shape[0] * n * k, cuda.gridsize(1)):
         out_parts[e // (n * k), e // k % n, e % k] = 0.0
@@ -99,6 +100,7 @@ def _sweep(
     room = shared[3 * k + _KEPT + _CHUNK :]
     panel = room[n_threads : n_threads + PANEL * k]
     pivotal, near = room[n_threads + PANEL * k : n_threads + (PANEL + 1) * k], room[n_threads + (PANEL + 1) * k :]
+    packed = near if k <= SMALL or has_factors else workspace[cuda.blockIdx.x]
     for i in range(cuda.blockIdx.x, indptr.size - 1, cuda.gridDim.x):
         start, stop = indptr[i], indptr[i + 1]
         part = _part_of(tiles, first_tile, n_parts, i)
@@ -122,14 +124,9 @@ def _sweep(
                     total += residual[t] * basis[indices[first + t], a]
                 row[a] = total
             cuda.syncthreads()
-        if has_factors:
-            solve(factors[i], row, half)
-        elif k <= SMALL:
-            form_factor(near, basis, indices, start, stop, penalty, panel, pivotal)
-            solve(near, row, half)
-        else:
-            form_factor(workspace[cuda.blockIdx.x], basis, indices, start, stop, penalty, panel, pivotal)
-            solve(workspace[cuda.blockIdx.x], row, half)
+        if not has_factors:
+            form_factor(packed, basis, indices, start, stop, penalty, panel, pivotal)
+        solve(factors[i] if has_factors else packed, row, half)
         misfit = left.dtype.type(0)
         for first in range(start, stop, _CHUNK):
             n = stop - first if stop - first < _CHUNK else _CHUNK
@@ -287,6 +284,7 @@ def multiply_residual(tiles, indptr, indices, values, left, rows, coefficients, 
 def _scatter_residual(
     tiles, first_tile, n_parts, indptr, indices, values, left, rows, coefficients, basis, vectors, out_parts
 ):
+    """Do the work of :func:`multiply_residual_transposed`, but for setting zeros."""
     k, b, me, n_threads = left.shape[1], vectors.shape[1], cuda.threadIdx.x, cuda.blockDim.x
     shared = cuda.shared.array(0, dtype=left.dtype)
     direction, image = shared[:k], shared[k : 2 * k]
