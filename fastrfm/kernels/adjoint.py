@@ -10,7 +10,15 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from fastrfm._numba import parallel_kernel
+from fastrfm._numba import inner, parallel_kernel
+
+
+def residual_share(weight, theta):
+    """Return an entry's share of its residual over theta: w / (1 - theta + theta w)."""
+    return weight / (1.0 - theta + theta * weight)
+
+
+_residual_share = inner(residual_share)
 
 
 @parallel_kernel
@@ -46,7 +54,7 @@ def add_adjoint_columns(bounds, indptr, indices, values, weights, coefficients, 
                     residual -= coefficients[i, a] * features[a]
                 residual *= theta
                 if is_weighted:
-                    residual *= weights[t] / (1.0 - theta + theta * weights[t])
+                    residual *= _residual_share(weights[t], theta)
                 source = directions[i]
                 for a in range(b):
                     target[a] += residual * source[a]
