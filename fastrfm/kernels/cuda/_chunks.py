@@ -14,6 +14,18 @@ DEPTH = 32  # most rows of a chunk
 _MOST_ELEMENTS = 4096  # 32 KiB in float64
 
 
+@device_inner
+def smaller(a, b):
+    """Return the smaller number: the built-in ``min`` does not compile for a device in Numba 0.68."""
+    return a if a < b else b
+
+
+@device_inner
+def larger(a, b):
+    """Return the larger number."""
+    return a if a > b else b
+
+
 def chunk_pitch(n):
     """Return the elements from row to row of a chunk n wide."""
     return (n + 1) | 1
@@ -21,7 +33,8 @@ def chunk_pitch(n):
 
 def chunk_depth(pitch):
     """Return how many rows a chunk takes: 32, or what fits into 4096 elements, at least one."""
-    return max(1, min(DEPTH, _MOST_ELEMENTS // pitch))
+    fitting = _MOST_ELEMENTS // pitch
+    return DEPTH if fitting > DEPTH else fitting if fitting > 1 else 1
 
 
 device_pitch, device_depth = device_inner(chunk_pitch), device_inner(chunk_depth)
@@ -33,7 +46,7 @@ def load_chunk(source, indices, roots, first, depth, n, chunk, pitch):
 
     Reads depth · n elements, in runs of 32 lanes along a row.
     """
-    lanes = min(32, cuda.blockDim.x)
+    lanes = smaller(32, cuda.blockDim.x)
     lane = cuda.threadIdx.x % lanes
     for t in range(cuda.threadIdx.x // lanes, depth, cuda.blockDim.x // lanes):
         row, root = indices[first + t], roots[t]
@@ -50,7 +63,7 @@ def chunk_dots(chunk, depth, n, pitch, vector, room, out):
     The threads share a row's sum between them, in an order that their number fixes; `room` has DEPTH elements more
     than there are threads. What the chunk and the vector hold must be visible before; `out` is visible after.
     """
-    parts = max(1, cuda.blockDim.x // depth)
+    parts = larger(1, cuda.blockDim.x // depth)
     for item in range(cuda.threadIdx.x, depth * parts, cuda.blockDim.x):
         t = item % depth
         total = chunk.dtype.type(0)

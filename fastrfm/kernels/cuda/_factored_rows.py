@@ -21,6 +21,7 @@ from fastrfm.kernels.cuda._chunks import (
     device_depth,
     device_pitch,
     load_chunk,
+    smaller,
 )
 from fastrfm.kernels.cuda._systems import (
     LONG_ROOM,
@@ -67,7 +68,7 @@ def _form_normal(indices, values, weights, basis, penalty, theta, start, n, syst
         system[e] = basis.dtype.type(0)
     most = device_depth(pitch)
     for first in range(start, start + n, most):
-        depth = min(most, start + n - first)
+        depth = smaller(most, start + n - first)
         _weigh(values, weights, first, depth, theta, roots, observed)
         cuda.syncthreads()
         load_chunk(basis, indices, roots, first, depth, k, chunk, pitch)
@@ -93,11 +94,11 @@ def _form_dual(indices, values, weights, basis, penalty, theta, start, n, system
     cuda.syncthreads()
     _weigh(values, weights, start, n, theta, roots, system[row_start(n) : row_start(n) + n])
     most = device_depth(pitch)
-    lanes = min(32, cuda.blockDim.x)
+    lanes = smaller(32, cuda.blockDim.x)
     lane = cuda.threadIdx.x % lanes
     one = basis.dtype.type(1)
     for first in range(0, k, most):
-        depth = min(most, k - first)
+        depth = smaller(most, k - first)
         for a in range(cuda.threadIdx.x, depth, cuda.blockDim.x):
             scales[a] = one / math.sqrt(penalty[first + a])
         cuda.syncthreads()
@@ -127,7 +128,7 @@ def _finish_normal(
         projection[a] = basis.dtype.type(0)
     most = device_depth(pitch)
     for first in range(start, start + n, most):
-        depth = min(most, start + n - first)
+        depth = smaller(most, start + n - first)
         _weigh(values, weights, first, depth, theta, roots, observed)
         cuda.syncthreads()
         load_chunk(basis, indices, roots, first, depth, k, chunk, pitch)
@@ -188,7 +189,7 @@ def _solve_short_rows(
     """Solve the rows with at most 64 unknowns."""
     shared = cuda.shared.array(0, dtype=basis.dtype)
     k = penalty.size
-    m = min(k, MOST_SHORT)
+    m = smaller(k, MOST_SHORT)
     pitch, end = device_pitch(m), _packed(m)
     system, floors, scales = shared[:end], shared[end : end + m], shared[end + m : end + 2 * m]
     solution = shared[end + 2 * m : end + 3 * m]
@@ -200,7 +201,7 @@ def _solve_short_rows(
     for i in range(cuda.blockIdx.x, indptr.size - 1, cuda.gridDim.x):
         start = indptr[i]
         n = indptr[i + 1] - start
-        if min(n, k) > MOST_SHORT:
+        if smaller(n, k) > MOST_SHORT:
             continue
         if n < k:
             _form_dual(
@@ -236,7 +237,7 @@ def _normal_residual(
         out[a] = -penalty[a] * vector[a]
     most = device_depth(pitch)
     for first in range(start, start + n, most):
-        depth = min(most, start + n - first)
+        depth = smaller(most, start + n - first)
         _weigh(values, weights, first, depth, theta, roots, observed)
         cuda.syncthreads()
         load_chunk(basis, indices, roots, first, depth, k, chunk, pitch)
@@ -260,7 +261,7 @@ def _form_diagonal(indices, values, weights, basis, penalty, theta, start, n, pi
         out[a] = penalty[a]
     most = device_depth(pitch)
     for first in range(start, start + n, most):
-        depth = min(most, start + n - first)
+        depth = smaller(most, start + n - first)
         _weigh(values, weights, first, depth, theta, roots, observed)
         cuda.syncthreads()
         for a in range(cuda.threadIdx.x, penalty.size, cuda.blockDim.x):
@@ -285,7 +286,7 @@ def _iterate(
     indices, values, weights, basis, penalty, theta, start, n, tolerance, vectors, chunk, pitch, roots, observed, dots,
     room,
 ):  # fmt: skip
-    """Solve the normal equations by conjugate gradients with a diagonal preconditioner; their first k elements are the solution.
+    """Solve the normal equations by conjugate gradients with a diagonal preconditioner, to vectors[:k].
 
     Returns whether the residual, formed anew from the solution, fell to 4 times the tolerance within k / 2 steps.
     """
@@ -366,7 +367,7 @@ def _solve_long_rows(
     for i in range(cuda.blockIdx.x, indptr.size - 1, cuda.gridDim.x):
         start = indptr[i]
         n = indptr[i + 1] - start
-        if min(n, k) <= MOST_SHORT:
+        if smaller(n, k) <= MOST_SHORT:
             continue
         if n < k:
             roots = vectors[:k]

@@ -16,6 +16,7 @@ from numba import cuda
 from fastrfm import _cuda
 from fastrfm._cuda import MOST_BLOCKS, device_inner
 from fastrfm.errors import DeviceMemoryError
+from fastrfm.kernels.cuda._chunks import larger, smaller
 from fastrfm.kernels.row_solves import CG_TOLERANCE, PIVOT_FLOOR, pivot_scale
 
 MOST_SHORT = 64  # unknowns of a system in shared memory: 17 KiB in float64
@@ -73,7 +74,7 @@ def block_max(value, room):
     cuda.syncthreads()
     largest = room[0]
     for other in range(1, cuda.blockDim.x):
-        largest = max(largest, room[other])
+        largest = larger(largest, room[other])
     cuda.syncthreads()
     return largest
 
@@ -117,7 +118,7 @@ def add_gram(chunk, depth, n, pitch, system):
 @device_inner
 def _eliminate(system, n, n_lines, floors, scales):
     # Column by column, one barrier each: the scale of a column is applied where the column is read, never written.
-    width = min(8, cuda.blockDim.x)
+    width = smaller(8, cuda.blockDim.x)
     left, top = cuda.threadIdx.x % width, cuda.threadIdx.x // width
     n_tops = cuda.blockDim.x // width
     one = system.dtype.type(1)
@@ -128,7 +129,7 @@ def _eliminate(system, n, n_lines, floors, scales):
         for i in range(j + 1 + top, n_lines, n_tops):
             line = row_start(i)
             own = system[line + j] * scale
-            for c in range(j + 1 + left, min(i + 1, n), width):
+            for c in range(j + 1 + left, smaller(i + 1, n), width):
                 system[line + c] -= own * (system[row_start(c) + j] * scale)
         cuda.syncthreads()
 
@@ -164,7 +165,7 @@ def solve_short(system, n, tolerance, floors, scales, solution):
 
 @device_inner
 def _load_strip(system, first, n_lines, column, width, strip):
-    lanes = min(32, cuda.blockDim.x)
+    lanes = smaller(32, cuda.blockDim.x)
     lane = cuda.threadIdx.x % lanes
     for i in range(cuda.threadIdx.x // lanes, n_lines, cuda.blockDim.x // lanes):
         for c in range(lane, width, lanes):
@@ -239,19 +240,19 @@ def solve_long(system, n, tolerance, pivots, room):
         pivots[j] = tolerance * system[row_start(j) + j]
     cuda.syncthreads()
     for p in range(0, n, PANEL):
-        width = min(PANEL, n - p)
+        width = smaller(PANEL, n - p)
         _eliminate_panel(system, n, p, width, corner, floors, scales, pivots)
         for top in range(p + width, n + 1, PANEL):
-            _load_strip(system, top, min(PANEL, n + 1 - top), p, width, upper)
-            for left in range(p + width, min(top + 1, n), PANEL):
-                _load_strip(system, left, min(PANEL, n - left), p, width, lower)
+            _load_strip(system, top, smaller(PANEL, n + 1 - top), p, width, upper)
+            for left in range(p + width, smaller(top + 1, n), PANEL):
+                _load_strip(system, left, smaller(PANEL, n - left), p, width, lower)
                 cuda.syncthreads()
                 _update_tile(system, n, top, left, width, upper, lower)
                 cuda.syncthreads()
     cuda.syncthreads()
     solution = system[row_start(n) : row_start(n) + n]
     for p in range((n - 1) // PANEL * PANEL, -1, -PANEL):
-        width = min(PANEL, n - p)
+        width = smaller(PANEL, n - p)
         for i in range(width):
             for c in range(cuda.threadIdx.x, i + 1, cuda.blockDim.x):
                 corner[row_start(i) + c] = system[row_start(p + i) + p + c]

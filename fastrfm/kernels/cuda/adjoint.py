@@ -18,6 +18,7 @@ from fastrfm.kernels.cuda._chunks import (
     device_depth,
     device_pitch,
     load_chunk,
+    smaller,
 )
 
 _residual_share = device_inner(residual_share)
@@ -71,7 +72,7 @@ def add_adjoint_columns(bounds, indptr, indices, values, weights, coefficients, 
             features[a] = basis[j, a]
         cuda.syncthreads()
         for first in range(indptr[j], indptr[j + 1], most):
-            depth = min(most, indptr[j + 1] - first)
+            depth = smaller(most, indptr[j + 1] - first)
             load_chunk(coefficients, indices, ones, first, depth, k, chunk, pitch)
             cuda.syncthreads()
             chunk_dots(chunk, depth, k, pitch, features, sums, residuals)

@@ -11,6 +11,7 @@ from numba import cuda
 
 from fastrfm import _cuda
 from fastrfm._cuda import N_THREADS, Launch, block_sum, device_inner, device_kernel, over_groups, over_items
+from fastrfm.kernels.cuda._chunks import larger, smaller
 from fastrfm.kernels.cuda._factored_rows import solve_factored_rows
 from fastrfm.kernels.cuda._systems import (
     LONG_ROOM,
@@ -30,7 +31,8 @@ __all__ = ["expand_rows", "replace_rows", "solve_dual_rows", "solve_factored_row
 
 _STAGE = 128  # entries of a row in shared memory at a time
 _TILE = 32
-_MOST_LINES = 16  # rows that a tile of the overlap serves
+_PITCH = _TILE + 1
+_TILE_ROOM, _LINES_ROOM = _TILE * _PITCH, 16 * _TILE  # a tile of the overlap serves 16 rows
 _N_VECTORS = 4  # as long as the longest row, in a block's workspace
 _packed, _steps = device_inner(packed), device_inner(conjugate_gradient_steps)
 
@@ -39,7 +41,7 @@ _packed, _steps = device_inner(packed), device_inner(conjugate_gradient_steps)
 def _gather_system(feature_gram, indices, values, weights, start, n, ridge, system):
     # The triangle of K[J, J] and y as its last row; runs of neighbours of J. The ridge is added to K alone: what is
     # added to it must not pass through a sum with another share of the ridge.
-    lanes = min(32, cuda.blockDim.x)
+    lanes = smaller(32, cuda.blockDim.x)
     lane = cuda.threadIdx.x % lanes
     for a in range(cuda.threadIdx.x // lanes, n, cuda.blockDim.x // lanes):
         source = feature_gram[indices[start + a]]
@@ -62,7 +64,7 @@ def _short_rows(indptr, feature_gram) -> Launch:
 def _solve_short_rows(indptr, indices, values, weights, feature_gram, ridge, tolerance, out):
     """Solve the rows with at most 64 entries in shared memory."""
     shared = cuda.shared.array(0, dtype=out.dtype)
-    m = min(feature_gram.shape[0], MOST_SHORT)
+    m = smaller(feature_gram.shape[0], MOST_SHORT)
     end = _packed(m)
     system, floors, scales = shared[:end], shared[end : end + m], shared[end + m : end + 2 * m]
     solution = shared[end + 2 * m : end + 3 * m]
@@ -100,9 +102,9 @@ def _iterations_needed(system, weights, start, n, ridge, tolerance, room):
             total += abs(system[row_start(i) + c])
         for c in range(i + 1, n):
             total += abs(system[row_start(c) + i])
-        largest = max(largest, total)
+        largest = larger(largest, total)
         if weights.size > 0:
-            heaviest = max(heaviest, system.dtype.type(weights[start + i]))
+            heaviest = larger(heaviest, system.dtype.type(weights[start + i]))
     largest = np.float64(block_max(largest, room))
     least = ridge / np.float64(block_max(heaviest, room)) if weights.size > 0 else ridge
     return _steps(largest, least, tolerance)
@@ -282,7 +284,7 @@ def expand_rows(indptr, indices, duals, feature_gram, out):
         c = item // n_rows * cuda.blockDim.x + cuda.threadIdx.x
         total = out.dtype.type(0)
         for first in range(indptr[i], indptr[i + 1], _STAGE):
-            depth = min(_STAGE, indptr[i + 1] - first)
+            depth = smaller(_STAGE, indptr[i + 1] - first)
             for t in range(cuda.threadIdx.x, depth, cuda.blockDim.x):
                 columns[t] = indices[first + t]
                 shares[t] = duals[first + t]
@@ -321,11 +323,11 @@ def replace_rows(solved, overlap, coefficients, out_moved):
     times (all but one from cache), and writes the width of `coefficients` and 1; k k_old of `overlap` serve 16 rows,
     from cache. 2 k k_old operations a row.
     """
-    tile = cuda.shared.array(_TILE * (_TILE + 1), dtype=solved.dtype)
-    kept = cuda.shared.array(_MOST_LINES * _TILE, dtype=solved.dtype)
+    tile = cuda.shared.array(_TILE_ROOM, dtype=solved.dtype)
+    kept = cuda.shared.array(_LINES_ROOM, dtype=solved.dtype)
     n_rows, k = solved.shape
     n_old, width = overlap.shape[1], coefficients.shape[1]
-    lanes = min(_TILE, cuda.blockDim.x)
+    lanes = smaller(_TILE, cuda.blockDim.x)
     lane, line, n_lines = cuda.threadIdx.x % lanes, cuda.threadIdx.x // lanes, cuda.blockDim.x // lanes
     zero = solved.dtype.type(0)
     for top in range(cuda.blockIdx.x * 4 * n_lines, n_rows, cuda.gridDim.x * 4 * n_lines):
@@ -335,16 +337,16 @@ def replace_rows(solved, overlap, coefficients, out_moved):
             a = left + lane
             s0 = s1 = s2 = s3 = zero
             for b in range(0, n_old, lanes):
-                depth = min(lanes, n_old - b)
-                for e in range(line, min(lanes, k - left), n_lines):
+                depth = smaller(lanes, n_old - b)
+                for e in range(line, smaller(lanes, k - left), n_lines):
                     if lane < depth:
-                        tile[e * (_TILE + 1) + lane] = overlap[left + e, b + lane]
+                        tile[e * _PITCH + lane] = overlap[left + e, b + lane]
                 for e in range(line, 4 * n_lines, n_lines):
                     if lane < depth and top + e < n_rows:
                         kept[e * _TILE + lane] = coefficients[top + e, b + lane]
                 cuda.syncthreads()
                 for c in range(depth):
-                    element = tile[lane * (_TILE + 1) + c]
+                    element = tile[lane * _PITCH + c]
                     s0 += element * kept[line * _TILE + c]
                     s1 += element * kept[(line + n_lines) * _TILE + c]
                     s2 += element * kept[(line + 2 * n_lines) * _TILE + c]
@@ -364,12 +366,12 @@ def replace_rows(solved, overlap, coefficients, out_moved):
         kept[(line + 2 * n_lines) * _TILE + lane] = square2
         kept[(line + 3 * n_lines) * _TILE + lane] = square3
         cuda.syncthreads()
-        for e in range(cuda.threadIdx.x, min(4 * n_lines, n_rows - top), cuda.blockDim.x):
+        for e in range(cuda.threadIdx.x, smaller(4 * n_lines, n_rows - top), cuda.blockDim.x):
             total = zero
             for c in range(lanes):
                 total += kept[e * _TILE + c]
             out_moved[top + e] = total
-        for e in range(line, min(4 * n_lines, n_rows - top), n_lines):
+        for e in range(line, smaller(4 * n_lines, n_rows - top), n_lines):
             for a in range(lane, width, lanes):
                 coefficients[top + e, a] = solved[top + e, a] if a < k else zero
         cuda.syncthreads()
