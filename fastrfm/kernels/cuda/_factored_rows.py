@@ -339,7 +339,7 @@ def _iterate(
 
 def _long_room(k: int) -> int:
     pitch = chunk_pitch(k)
-    return max(LONG_ROOM, chunk_depth(pitch) * pitch)
+    return int(max(LONG_ROOM, chunk_depth(pitch) * pitch))
 
 
 def _long_rows(indptr, basis, penalty, workspace) -> Launch:
