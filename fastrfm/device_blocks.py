@@ -34,8 +34,8 @@ class DeviceCompressed(Compressed):
     def bounds(self) -> Any:
         return self.indptr  # kernels there give each group a block: they do not look at bounds
 
-    def bounds_by(self, cost: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        return self.pointers  # nor at costs; ``solve_dual_rows`` sees here how long the longest group is
+    def bounds_by(self, cost: Callable[[np.ndarray], np.ndarray]) -> Any:
+        return self.indptr
 
     def part(self, start: int, stop: int) -> DeviceCompressed:
         first, last = int(self.pointers[start]), int(self.pointers[stop])

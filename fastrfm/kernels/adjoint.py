@@ -13,12 +13,12 @@ from numba import prange
 from fastrfm._numba import inner, parallel_kernel
 
 
-def entry_share(theta, weight):
-    """Return the share of its residual that an entry of that weight gets by itself; on a device too."""
-    return theta * weight / (1.0 - theta + theta * weight)
+def residual_share(weight, theta):
+    """Return an entry's share of its residual over theta: w / (1 - theta + theta w)."""
+    return weight / (1.0 - theta + theta * weight)
 
 
-_entry_share = inner(entry_share)
+_residual_share = inner(residual_share)
 
 
 @parallel_kernel
@@ -52,7 +52,9 @@ def add_adjoint_columns(bounds, indptr, indices, values, weights, coefficients, 
                 residual = np.float64(values[t])
                 for a in range(k):
                     residual -= coefficients[i, a] * features[a]
-                residual *= _entry_share(theta, weights[t]) if is_weighted else theta
+                residual *= theta
+                if is_weighted:
+                    residual *= _residual_share(weights[t], theta)
                 source = directions[i]
                 for a in range(b):
                     target[a] += residual * source[a]

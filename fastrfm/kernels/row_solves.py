@@ -18,32 +18,27 @@ from fastrfm._numba import inner, parallel_kernel
 _PANEL = 32  # rows of the factor that stay in cache while all earlier rows stream past once
 _EXPAND_WIDTH = 64  # columns of K in a panel: 2 MB at 4000 columns, the size of a second-level cache
 _ROWS_PER_TASK = 1024
-_CG_BUDGET = 16  # n / 16 steps of conjugate gradients cost less than a factorisation from n = 400 on
-_CG_TOLERANCE = 1e-13  # relative residual; tighter than any tolerance a solver asks for
+CG_BUDGET = 16  # n / 16 steps of conjugate gradients cost less than a factorisation from n = 400 on
+CG_TOLERANCE = 1e-13  # relative residual; tighter than any tolerance a solver asks for
+PIVOT_FLOOR = 1e-16  # of the diagonal before elimination: what is left of a pivot below it is rounding
 
 
-def pivot_scale(pivot, floor):
-    """Return the reciprocal root of a pivot, 0 where rounding has made it `floor` or less; on a device too."""
-    return 1.0 / math.sqrt(pivot) if pivot > floor else 0.0
+def pivot_scale(pivot, floor, one):
+    """Return 1 / sqrt(pivot), or 0 where the pivot is left out; `one` says in which precision."""
+    return one / math.sqrt(pivot) if pivot > floor else one - one
 
 
-def entry_root(theta, weight):
-    """Return the root of w / (1 - theta + theta w), by which an entry of weight w is scaled; on a device too."""
-    return math.sqrt(weight / (1.0 - theta + theta * weight))
+def damped_weight(weight, theta):
+    """Return 1 - theta + theta w: what an entry's weight and the square of its residual are divided by."""
+    return 1.0 - theta + theta * weight
 
 
-def step_bound(largest, least):
-    """Return a bound of conjugate gradients' steps between eigenvalues `least` and `largest`; on a device too."""
-    return 0.5 * math.sqrt(largest / least) * math.log(2.0 / _CG_TOLERANCE)
+def conjugate_gradient_steps(largest, least, tolerance):
+    """Bound the steps that conjugate gradients need where eigenvalues lie between `least` and `largest`."""
+    return 0.5 * math.sqrt(largest / least) * math.log(2.0 / tolerance)
 
 
-def step_budget(n):
-    """Return how many steps of conjugate gradients cost less than a factorisation; on a device too."""
-    return n // _CG_BUDGET
-
-
-_pivot_scale, _entry_root = inner(pivot_scale), inner(entry_root)
-_step_bound, _step_budget = inner(step_bound), inner(step_budget)
+_pivot_scale, _damped_weight, _steps = inner(pivot_scale), inner(damped_weight), inner(conjugate_gradient_steps)
 
 
 @inner
@@ -58,10 +53,10 @@ def _cholesky_solve(matrix, n, rhs, reciprocal):
         _columns_left_of_panel(matrix, p, q, reciprocal)
         for j in range(p, q):
             pivot = matrix[j, j]
-            floor = 1e-16 * pivot
+            floor = PIVOT_FLOOR * pivot
             for k in range(j):
                 pivot -= matrix[j, k] * matrix[j, k]
-            reciprocal[j] = _pivot_scale(pivot, floor)
+            reciprocal[j] = _pivot_scale(pivot, floor, 1.0)
             _column_below(matrix, j, q, reciprocal[j])
     for i in range(n):
         total = rhs[i]
@@ -145,7 +140,7 @@ def _conjugate_gradient_steps(matrix, n, ridge):
         for b in range(n):
             total += abs(matrix[a, b] if b <= a else matrix[b, a])
         largest = max(largest, total)
-    return _step_bound(largest, ridge)
+    return _steps(largest, ridge, CG_TOLERANCE)
 
 
 @inner
@@ -163,7 +158,7 @@ def _conjugate_gradients(matrix, n, rhs, max_steps, work):
         p[i] = rhs[i] / matrix[i, i]
         rho += rhs[i] * p[i]
         norm += rhs[i] * rhs[i]
-    goal = _CG_TOLERANCE * _CG_TOLERANCE * norm
+    goal = CG_TOLERANCE * CG_TOLERANCE * norm
     for _ in range(max_steps):
         if norm <= goal:
             break
@@ -252,8 +247,8 @@ def solve_dual_rows(bounds, indptr, indices, values, weights, feature_gram, ridg
                     heaviest = max(heaviest, weights[start + a])
                 least = ridge / heaviest
             solved = False
-            if n >= cg_from and ridge > 0.0 and _conjugate_gradient_steps(matrix, n, least) < _step_budget(n):
-                solved = _conjugate_gradients(matrix, n, rhs, _step_budget(n), work)
+            if n >= cg_from and ridge > 0.0 and _conjugate_gradient_steps(matrix, n, least) < n // CG_BUDGET:
+                solved = _conjugate_gradients(matrix, n, rhs, n // CG_BUDGET, work)
             if not solved:
                 _cholesky_solve(matrix, n, rhs, reciprocal)
 
@@ -431,7 +426,8 @@ def solve_factored_rows(
                     gathered[a, t] = source[a]
             if is_weighted:  # by itself: a factor in the loop above costs a tenth of the whole
                 for t in range(n):
-                    scale = _entry_root(theta, weights[start + t])
+                    weight = weights[start + t]
+                    scale = np.sqrt(weight / _damped_weight(weight, theta))
                     residual[t] *= scale
                     for a in range(n_basis):
                         gathered[a, t] *= scale
@@ -455,7 +451,7 @@ def solve_factored_rows(
             if is_weighted:
                 misfit = 0.0
                 for t in range(n):
-                    misfit += residual[t] * residual[t] / (1.0 - theta + theta * weights[start + t])
+                    misfit += residual[t] * residual[t] / _damped_weight(weights[start + t], theta)
             out_misfit[i] = misfit
             for a in range(n_basis):
                 total = 0.0

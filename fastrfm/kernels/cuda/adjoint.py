@@ -1,7 +1,7 @@
-"""The adjoint sweep on a device: twin of ``kernels.adjoint``.
+"""The adjoint sweep on a device: (the sparse part of the estimate)ᵀ times a block of directions, column by column.
 
-A block takes a column at a time. Its threads form the residuals of a run of entries, one each, then turn to the
-directions, one each, and add the run's products in ascending order of the entries: the order of the processor.
+Twin of ``kernels.adjoint``. A block takes a column; the entries' sum runs in ascending order and continues what `out`
+holds, so that neither row blocks nor the grid change its bits.
 """
 
 from __future__ import annotations
@@ -9,13 +9,25 @@ from __future__ import annotations
 from numba import cuda
 
 from fastrfm._cuda import N_THREADS, Launch, device_inner, device_kernel, over_groups
-from fastrfm.kernels.adjoint import entry_share
+from fastrfm.kernels.adjoint import residual_share
+from fastrfm.kernels.cuda._chunks import (
+    DEPTH,
+    chunk_depth,
+    chunk_dots,
+    chunk_pitch,
+    device_depth,
+    device_pitch,
+    load_chunk,
+    smaller,
+)
 
-_entry_share = device_inner(entry_share)
+_residual_share = device_inner(residual_share)
 
 
 def _over_columns(indptr, k, out) -> Launch:
-    return over_groups(indptr.size - 1, shared_bytes=(k + N_THREADS) * out.dtype.itemsize)
+    pitch = chunk_pitch(k)
+    n_elements = k + 3 * DEPTH + N_THREADS + chunk_depth(pitch) * pitch
+    return over_groups(indptr.size - 1, shared_bytes=n_elements * out.dtype.itemsize)
 
 
 @device_kernel(_over_columns, "l1 l1 i1 v1 d1 r2 r2 l0 d0 r2 r2")
@@ -41,35 +53,38 @@ def add_adjoint_columns(bounds, indptr, indices, values, weights, coefficients, 
 
     Notes
     -----
-    An entry reads its position and value once, and gathers k coefficients and b elements of a direction; a column reads
-    and writes b sums for every run of as many entries as a block has threads.
+    Memory traffic in elements: an entry reads its value, index and weight, k coefficients and b directions, both in
+    runs of neighbours; a column reads k of `basis` and, for every chunk of up to 32 entries, reads and writes b of
+    `out`, which stay in cache. 2 (k + b) operations an entry.
     """
     room = cuda.shared.array(0, dtype=out.dtype)
-    features, residuals = room[:k], room[k:]
-    me, n_threads, b = cuda.threadIdx.x, cuda.blockDim.x, out.shape[1]
-    is_weighted, share = weights.size > 0, out.dtype.type(theta)
+    ones, residuals = room[:DEPTH], room[DEPTH : 2 * DEPTH]
+    features = room[2 * DEPTH : 2 * DEPTH + k]
+    sums = room[2 * DEPTH + k : 3 * DEPTH + k + cuda.blockDim.x]
+    chunk = room[3 * DEPTH + k + cuda.blockDim.x :]
+    pitch = device_pitch(k)
+    most = device_depth(pitch)
+    me = cuda.threadIdx.x
+    for t in range(me, DEPTH, cuda.blockDim.x):
+        ones[t] = out.dtype.type(1)
     for j in range(cuda.blockIdx.x, indptr.size - 1, cuda.gridDim.x):
-        for a in range(me, k, n_threads):
+        for a in range(me, k, cuda.blockDim.x):
             features[a] = basis[j, a]
         cuda.syncthreads()
-        for start in range(indptr[j], indptr[j + 1], n_threads):
-            n = indptr[j + 1] - start
-            if n > n_threads:
-                n = n_threads
-            if me < n:
-                i = indices[start + me]
-                residual = out.dtype.type(values[start + me])
-                for a in range(k):
-                    residual -= coefficients[i, a] * features[a]
-                if is_weighted:
-                    residual *= out.dtype.type(_entry_share(theta, weights[start + me]))
-                else:
-                    residual *= share
-                residuals[me] = residual
+        for first in range(indptr[j], indptr[j + 1], most):
+            depth = smaller(most, indptr[j + 1] - first)
+            load_chunk(coefficients, indices, ones, first, depth, k, chunk, pitch)
             cuda.syncthreads()
-            for a in range(me, b, n_threads):
+            chunk_dots(chunk, depth, k, pitch, features, sums, residuals)
+            for t in range(me, depth, cuda.blockDim.x):
+                share = theta
+                if weights.size > 0:
+                    share *= _residual_share(weights[first + t], theta)
+                residuals[t] = (out.dtype.type(values[first + t]) - residuals[t]) * out.dtype.type(share)
+            cuda.syncthreads()
+            for a in range(me, directions.shape[1], cuda.blockDim.x):
                 total = out[j, a]
-                for t in range(n):
-                    total += residuals[t] * directions[indices[start + t], a]
+                for t in range(depth):
+                    total += residuals[t] * directions[indices[first + t], a]
                 out[j, a] = total
             cuda.syncthreads()

@@ -1,218 +1,214 @@
-"""Row solves on a device: twins of ``kernels.row_solves``, a block for each row.
+"""Row solves on a device: the linear regression of lin-RFM, one small positive definite system for every row.
 
-In ``solve_factored_rows`` systems of up to 64 unknowns are factorised in shared memory; beyond that conjugate gradients
-work with the gathered rows themselves and form no matrix. A run of gathered rows is read once into shared memory, the
-panel, and serves all the products of that pass: row c of it begins at c (k + 1), so that rows begin in different banks.
-The dense form's systems, whose matrix is gathered from K, are in ``dual_rows``.
+Twins of ``kernels.row_solves``: dense form here (`solve_dual_rows`, `expand_rows`), the factored form's
+`solve_factored_rows` in ``_factored_rows``, what a block does to solve a system in ``_systems``. A block takes a row.
 """
 
 from __future__ import annotations
 
-import math
-
+import numpy as np
 from numba import cuda
 
-from fastrfm._cuda import IS_SIMULATED, N_THREADS, Launch, block_sum, device_inner, device_kernel, over_groups
-from fastrfm.kernels.cuda.dual_rows import expand_rows as expand_rows
-from fastrfm.kernels.cuda.dual_rows import solve_dual_rows as solve_dual_rows
-from fastrfm.kernels.cuda.small_systems import add_gram, factorise, residual_tolerance, substitute
-from fastrfm.kernels.row_solves import entry_root
+from fastrfm import _cuda
+from fastrfm._cuda import N_THREADS, Launch, block_sum, device_inner, device_kernel, over_groups, over_items
+from fastrfm.kernels.cuda._chunks import larger, smaller
+from fastrfm.kernels.cuda._factored_rows import solve_factored_rows
+from fastrfm.kernels.cuda._systems import (
+    LONG_ROOM,
+    MOST_SHORT,
+    block_max,
+    cg_tolerance,
+    packed,
+    pivot_tolerance,
+    row_start,
+    solve_long,
+    solve_short,
+    workspaces,
+)
+from fastrfm.kernels.row_solves import CG_BUDGET, conjugate_gradient_steps
 
-SMALL = 6 if IS_SIMULATED else 64  # directions up to which normal equations are factorised
-SMALL_DUAL = 4 if IS_SIMULATED else 48  # entries up to which dual systems are, where there are more directions
-_LANES = 2 if IS_SIMULATED else 16  # neighbouring threads that load neighbouring elements of a gathered row
-_RESTARTS = 4
+__all__ = ["expand_rows", "replace_rows", "solve_dual_rows", "solve_factored_rows"]
 
-_entry_root = device_inner(entry_root)
-
-
-def panel_rows(k):
-    """Return how many gathered rows are in shared memory at a time."""
-    return 16 if k <= SMALL else 4
-
-
-def triangle_side(k):
-    """Return the side of the largest system that is factorised."""
-    return k if k <= SMALL else SMALL_DUAL
-
-
-_panel_rows, _triangle_side = device_inner(panel_rows), device_inner(triangle_side)
-
-
-def _over_rows(indptr, basis, penalty) -> Launch:
-    k, side, height = penalty.size, triangle_side(penalty.size), panel_rows(penalty.size)
-    n = side * (side + 1) // 2 + 2 * side + 7 * k + basis.shape[1] + height * (k + 4) + N_THREADS
-    return over_groups(indptr.size - 1, shared_bytes=n * basis.dtype.itemsize)
+_STAGE = 128  # entries of a row in shared memory at a time
+_TILE = 32
+_PITCH = _TILE + 1
+_TILE_ROOM, _LINES_ROOM = _TILE * _PITCH, 16 * _TILE  # a tile of the overlap serves 16 rows
+_N_VECTORS = 4  # as long as the longest row, in a block's workspace
+_packed, _steps = device_inner(packed), device_inner(conjugate_gradient_steps)
 
 
 @device_inner
-def _load(indices, values, weights, start, n, basis, k, theta, panel, marks):
-    """Load entries start : start + n: their gathered rows, scaled by the roots of their weights.
-
-    Their values, scaled too, go to marks[:height], the roots to the next height.
-    """
-    me, down, height = cuda.threadIdx.x, cuda.blockDim.x // _LANES, _panel_rows(k)
-    cuda.syncthreads()  # all have done with what was there
-    for c in range(me, n, cuda.blockDim.x):
-        root = basis.dtype.type(1)
-        if weights.size > 0:
-            root = basis.dtype.type(_entry_root(theta, weights[start + c]))
-        marks[c] = basis.dtype.type(values[start + c]) * root
-        marks[height + c] = root
-    cuda.syncthreads()
-    for c in range(me // _LANES, n, down):
-        j, root = indices[start + c], marks[height + c]
-        for a in range(me % _LANES, k, _LANES):
-            panel[c * (k + 1) + a] = basis[j, a] * root
-    cuda.syncthreads()
-
-
-@device_inner
-def _multiply_panel(panel, n, k, vector, room, images):
-    """Write the products of a panel's rows with `vector` to images[:n]: all threads together, a row at a time."""
-    for c in range(n):
-        part = vector.dtype.type(0)
-        for a in range(cuda.threadIdx.x, k, cuda.blockDim.x):
-            part += panel[c * (k + 1) + a] * vector[a]
-        part = block_sum(part, room)
-        if cuda.threadIdx.x == 0:
-            images[c] = part
-    cuda.syncthreads()
-
-
-@device_inner
-def _dot(left, right, n, room):
-    part = left.dtype.type(0)
+def _gather_system(feature_gram, indices, values, weights, start, n, ridge, system):
+    # The triangle of K[J, J] and y as its last row; runs of neighbours of J. The ridge is added to K alone: what is
+    # added to it must not pass through a sum with another share of the ridge.
+    lanes = smaller(32, cuda.blockDim.x)
+    lane = cuda.threadIdx.x % lanes
+    for a in range(cuda.threadIdx.x // lanes, n, cuda.blockDim.x // lanes):
+        source = feature_gram[indices[start + a]]
+        for b in range(lane, a + 1, lanes):
+            element = source[indices[start + b]]
+            if a == b:
+                element += system.dtype.type(ridge / weights[start + a] if weights.size > 0 else ridge)
+            system[row_start(a) + b] = element
     for a in range(cuda.threadIdx.x, n, cuda.blockDim.x):
-        part += left[a] * right[a]
-    return block_sum(part, room)
-
-
-@device_inner
-def _apply(
-    is_dual, indices, values, weights, start, stop, basis, k, theta, penalty, panel, marks, room, middle, vector, out
-):
-    """Write the system's matrix times `vector` to `out`, from the gathered rows.
-
-    (VᵀV + diag(penalty)) vector, or in the dual (V diag(1/penalty) Vᵀ + I) vector; `middle` (k,) is a workspace.
-    """
-    me, n_threads, height = cuda.threadIdx.x, cuda.blockDim.x, _panel_rows(k)
-    images = marks[2 * height :]
-    for a in range(me, k, n_threads):
-        middle[a] = 0.0 if is_dual else penalty[a] * vector[a]
-    for first in range(start, stop, height):
-        n = stop - first if stop - first < height else height
-        _load(indices, values, weights, first, n, basis, k, theta, panel, marks)
-        if is_dual:
-            for c in range(me, n, n_threads):
-                images[c] = vector[first - start + c]
-            cuda.syncthreads()
-        else:
-            _multiply_panel(panel, n, k, vector, room, images)
-        for a in range(me, k, n_threads):
-            total = middle[a]
-            for c in range(n):
-                total += panel[c * (k + 1) + a] * images[c]
-            middle[a] = total
+        system[row_start(n) + a] = system.dtype.type(values[start + a])
     cuda.syncthreads()
-    if not is_dual:
-        for a in range(me, k, n_threads):
-            out[a] = middle[a]
+
+
+def _short_rows(indptr, feature_gram) -> Launch:
+    m = min(feature_gram.shape[0], MOST_SHORT)
+    return over_groups(indptr.size - 1, shared_bytes=(packed(m) + 3 * m) * feature_gram.dtype.itemsize)
+
+
+@device_kernel(_short_rows, "l1 i1 v1 d1 r2 d0 d0 r1")
+def _solve_short_rows(indptr, indices, values, weights, feature_gram, ridge, tolerance, out):
+    """Solve the rows with at most 64 entries in shared memory."""
+    shared = cuda.shared.array(0, dtype=out.dtype)
+    m = smaller(feature_gram.shape[0], MOST_SHORT)
+    end = _packed(m)
+    system, floors, scales = shared[:end], shared[end : end + m], shared[end + m : end + 2 * m]
+    solution = shared[end + 2 * m : end + 3 * m]
+    for i in range(cuda.blockIdx.x, indptr.size - 1, cuda.gridDim.x):
+        start = indptr[i]
+        n = indptr[i + 1] - start
+        if n > MOST_SHORT:
+            continue
+        _gather_system(feature_gram, indices, values, weights, start, n, ridge, system)
+        solve_short(system, n, tolerance, floors, scales, solution)
+        for a in range(cuda.threadIdx.x, n, cuda.blockDim.x):
+            out[start + a] = solution[a]
         cuda.syncthreads()
-        return
-    for a in range(me, k, n_threads):
-        middle[a] /= penalty[a]
-    for first in range(start, stop, height):
-        n = stop - first if stop - first < height else height
-        _load(indices, values, weights, first, n, basis, k, theta, panel, marks)
-        _multiply_panel(panel, n, k, middle, room, images)
-        for c in range(me, n, n_threads):
-            out[first - start + c] = images[c] + vector[first - start + c]
-    cuda.syncthreads()
 
 
 @device_inner
-def _conjugate_gradients(
-    is_dual, indices, values, weights, start, stop, basis, k, theta, penalty, panel, marks, room, vectors, size
-):
-    """Solve for vectors[k : k + size], from the right side in vectors[:size] and the diagonal in vectors[2 k : ].
+def _multiply(system, n, vector, out):
+    # Rows from left to right, then on down the column, where neighbouring threads read neighbours.
+    for i in range(cuda.threadIdx.x, n, cuda.blockDim.x):
+        total = system.dtype.type(0)
+        for c in range(i + 1):
+            total += system[row_start(i) + c] * vector[c]
+        for c in range(i + 1, n):
+            total += system[row_start(c) + i] * vector[c]
+        out[i] = total
 
-    To a relative residual as small as the number type allows. The residual is formed anew a few times and the iteration
-    begun again from it: what rounding lets the recurrence drift by does not stay in the answer.
-    """
-    rhs, x, diagonal, r = vectors[:k], vectors[k : 2 * k], vectors[2 * k : 3 * k], vectors[3 * k : 4 * k]
-    p, q, middle = vectors[4 * k : 5 * k], vectors[5 * k : 6 * k], vectors[6 * k :]
-    me, n_threads = cuda.threadIdx.x, cuda.blockDim.x
-    tolerance = residual_tolerance(basis)
-    goal = tolerance * tolerance * _dot(rhs, rhs, size, room)
-    for a in range(me, size, n_threads):
-        x[a] = 0.0
-        r[a] = rhs[a]
-    cuda.syncthreads()
-    for restart in range(_RESTARTS):
-        if restart > 0:
-            _apply(
-                is_dual, indices, values, weights, start, stop, basis, k, theta, penalty, panel, marks, room, middle,
-                x, q,
-            )  # fmt: skip
-            for a in range(me, size, n_threads):
-                r[a] = rhs[a] - q[a]
-            cuda.syncthreads()
-        if _dot(r, r, size, room) <= goal:
+
+@device_inner
+def _iterations_needed(system, weights, start, n, ridge, tolerance, room):
+    """Bound the steps of conjugate gradients, from the largest row sum over the smallest share of the ridge."""
+    largest = heaviest = system.dtype.type(0)
+    for i in range(cuda.threadIdx.x, n, cuda.blockDim.x):
+        total = system.dtype.type(0)
+        for c in range(i + 1):
+            total += abs(system[row_start(i) + c])
+        for c in range(i + 1, n):
+            total += abs(system[row_start(c) + i])
+        largest = larger(largest, total)
+        if weights.size > 0:
+            heaviest = larger(heaviest, system.dtype.type(weights[start + i]))
+    largest = np.float64(block_max(largest, room))
+    least = ridge / np.float64(block_max(heaviest, room)) if weights.size > 0 else ridge
+    return _steps(largest, least, tolerance)
+
+
+@device_inner
+def _iterate(system, n, tolerance, max_steps, vectors, room, out):
+    """Solve by conjugate gradients with a diagonal preconditioner; False, and `out` as it was, where they give up."""
+    me = cuda.threadIdx.x
+    x, r, p, q = vectors[:n], vectors[n : 2 * n], vectors[2 * n : 3 * n], vectors[3 * n : 4 * n]
+    zero = system.dtype.type(0)
+    rho = norm = zero
+    for i in range(me, n, cuda.blockDim.x):
+        x[i] = zero
+        r[i] = system[row_start(n) + i]
+        p[i] = r[i] / system[row_start(i) + i]
+        rho += r[i] * p[i]
+        norm += r[i] * r[i]
+    rho, norm = block_sum(rho, room), block_sum(norm, room)
+    goal = system.dtype.type(tolerance * tolerance) * norm
+    for _ in range(max_steps):
+        if norm <= goal:
             break
-        for a in range(me, size, n_threads):
-            p[a] = r[a] / diagonal[a]
+        _multiply(system, n, p, q)
+        curvature = zero
+        for i in range(me, n, cuda.blockDim.x):
+            curvature += p[i] * q[i]
+        curvature = block_sum(curvature, room)
+        if not curvature > zero:
+            return False
+        step = rho / curvature
+        after = norm = zero
+        for i in range(me, n, cuda.blockDim.x):
+            x[i] += step * p[i]
+            r[i] -= step * q[i]
+            norm += r[i] * r[i]
+            after += r[i] * r[i] / system[row_start(i) + i]
+        after, norm = block_sum(after, room), block_sum(norm, room)
+        for i in range(me, n, cuda.blockDim.x):
+            p[i] = r[i] / system[row_start(i) + i] + after / rho * p[i]
+        rho = after
         cuda.syncthreads()
-        energy = _dot(r, p, size, room)
-        for _ in range(2 * size):
-            _apply(
-                is_dual, indices, values, weights, start, stop, basis, k, theta, penalty, panel, marks, room, middle,
-                p, q,
-            )  # fmt: skip
-            curvature = _dot(p, q, size, room)
-            if not curvature > 0.0:
-                break
-            step, before = energy / curvature, energy
-            for a in range(me, size, n_threads):
-                x[a] += step * p[a]
-                r[a] -= step * q[a]
-                q[a] = r[a] / diagonal[a]
-            cuda.syncthreads()
-            energy = _dot(r, q, size, room)
-            if _dot(r, r, size, room) <= goal:
-                break
-            for a in range(me, size, n_threads):
-                p[a] = q[a] + energy / before * p[a]
-            cuda.syncthreads()
+    if not norm <= goal:
+        return False
+    for i in range(me, n, cuda.blockDim.x):
+        out[i] = x[i]
+    return True
 
 
-@device_inner
-def _add_dual_gram(indices, weights, start, size, basis, k, theta, penalty, panel, packed):
-    """Add V diag(1/penalty) Vᵀ to the triangle, a span of directions at a time: as many as the panel has room for."""
-    me, down = cuda.threadIdx.x, cuda.blockDim.x // _LANES
-    width = _panel_rows(k) * (k + 1) // size
-    for left in range(0, k, width):
-        n = k - left if k - left < width else width
-        cuda.syncthreads()
-        for t in range(me // _LANES, size, down):
-            j, root = indices[start + t], basis.dtype.type(1)
-            if weights.size > 0:
-                root = basis.dtype.type(_entry_root(theta, weights[start + t]))
-            for a in range(me % _LANES, n, _LANES):
-                panel[a * size + t] = basis[j, left + a] * root / basis.dtype.type(math.sqrt(penalty[left + a]))
-        cuda.syncthreads()
-        add_gram(panel, n, size, size, packed)
-    cuda.syncthreads()
+def _long_rows(indptr, workspace) -> Launch:
+    shape = over_groups(indptr.size - 1, shared_bytes=(LONG_ROOM + N_THREADS) * workspace.dtype.itemsize)
+    return Launch(min(shape.n_blocks, workspace.shape[0]), shape.n_threads, shape.shared_bytes)
 
 
-@device_kernel(_over_rows, "l1 l1 i1 v1 d1 r2 r1 d0 r2 r2 r1")
-def solve_factored_rows(
-    bounds, indptr, indices, values, weights, basis, penalty, theta, out_coefficients, out_projection, out_misfit
+@device_kernel(_long_rows, "l1 i1 v1 d1 r2 d0 l0 d0 d0 l0 r2 r1")
+def _solve_long_rows(
+    indptr, indices, values, weights, feature_gram, ridge, cg_from, tolerance, cg_goal, longest, workspace, out
 ):
-    """Ridge-regress every row of a block on the leading directions, and project the resulting estimate.
+    """Solve the rows with more than 64 entries; a block owns a row of `workspace`: a system, then four vectors."""
+    shared = cuda.shared.array(0, dtype=out.dtype)
+    room, own = shared[LONG_ROOM:], workspace[cuda.blockIdx.x]
+    system, vectors = own[: _packed(longest)], own[_packed(longest) :]
+    for i in range(cuda.blockIdx.x, indptr.size - 1, cuda.gridDim.x):
+        start = indptr[i]
+        n = indptr[i + 1] - start
+        if n <= MOST_SHORT:
+            continue
+        _gather_system(feature_gram, indices, values, weights, start, n, ridge, system)
+        solved = False
+        budget = n // CG_BUDGET
+        if (
+            n >= cg_from
+            and ridge > 0.0
+            and _iterations_needed(system, weights, start, n, ridge, cg_goal, room) < budget
+        ):
+            solved = _iterate(system, n, cg_goal, budget, vectors, room, out[start : start + n])
+        if not solved:
+            solve_long(system, n, tolerance, vectors, shared)
+            for a in range(cuda.threadIdx.x, n, cuda.blockDim.x):
+                out[start + a] = system[row_start(n) + a]
+        cuda.syncthreads()
 
-    The equations are the twin's. Rows of at least k entries solve the normal equations, shorter ones the dual system:
-    by a factorisation up to 64 unknowns (48 in the dual where k is more), by conjugate gradients beyond.
+
+def _over_rows(indptr) -> Launch:
+    return over_items(indptr.size - 1)
+
+
+@device_kernel(_over_rows, "l1 l1")
+def _raise_to_longest(indptr, out):
+    """Raise out[0] to the length of the longest row: atomic, and exact in any order."""
+    for i in range(cuda.grid(1), indptr.size - 1, cuda.gridsize(1)):
+        cuda.atomic.max(out, 0, indptr[i + 1] - indptr[i])
+
+
+def _longest_row(indptr, n_cols: int) -> int:
+    if n_cols <= MOST_SHORT or indptr.size < 2:
+        return min(n_cols, MOST_SHORT)
+    longest = _cuda.put(np.zeros(1, np.int64))
+    _raise_to_longest(indptr, longest)
+    return int(_cuda.fetch(longest)[0])
+
+
+def solve_dual_rows(bounds, indptr, indices, values, weights, feature_gram, ridge, cg_from, out):
+    """Solve (K[J,J] + ridge diag(1/w)) a = y for every row of a block, J its observed columns.
 
     Parameters
     ----------
@@ -220,120 +216,93 @@ def solve_factored_rows(
         Not used: a block takes a row at a time.
     indptr, indices, values, weights
         The block by row; values float32 or float64; weights float64, empty where all are one.
-    basis : (n_cols, b) float32 or float64
-    penalty : (k,) as `basis`, k <= b
-    theta : float
-    out_coefficients : (n_block_rows, k) as `basis`, written; a block owns its rows, here and below
-    out_projection : (n_block_rows, b) as `basis`, written
-    out_misfit : (n_block_rows,) as `basis`, written
+    feature_gram : (n_cols, n_cols) float32 or float64
+        K, symmetric.
+    ridge : float
+        In the unit of K.
+    cg_from : int
+        As of the twin; rows of up to 64 entries, whose budget of steps no bound can keep, are factorised.
+    out : (n_entries,) as `feature_gram`, written; a block owns the entries of its rows
+
+    Raises
+    ------
+    DeviceMemoryError
+        If there are rows with more than 64 entries and no room for a single workspace.
 
     Notes
     -----
-    An entry reads its position and value twice and gathers k elements for the system and k + b for the projection (by
-    conjugate gradients k more for every step); k (k + 1) / 2 multiply-adds of an entry run out of shared memory. A row
-    writes k + b + 1 elements.
+    Rows of up to 64 entries are solved in shared memory. The length of the longest row is read back; where it is above
+    64, a second launch solves the long rows in workspaces of n² / 2 + 6 n elements, n the longest, one for each
+    resident block: at most 512 blocks and 1 GiB (or one block), half as many again and again where the device has less.
+
+    Memory traffic in elements: a row of n entries reads n² / 2 of K (gathered: neighbours in J, not in memory), its
+    values, weights and (n times, from cache) indices, and writes n; n³ / 3 operations, in shared memory. A long row
+    writes n² / 2 to its workspace and moves about n³ / 96 more to factorise it there; a step of conjugate gradients
+    reads the triangle twice, 2 n² operations.
     """
-    k, b = penalty.size, basis.shape[1]
-    side, height, me, n_threads = _triangle_side(k), _panel_rows(k), cuda.threadIdx.x, cuda.blockDim.x
-    shared = cuda.shared.array(0, dtype=basis.dtype)
-    n_packed = side * (side + 1) // 2
-    packed, floors = shared[:n_packed], shared[n_packed : n_packed + side]
-    column, vectors = shared[n_packed + side : n_packed + 2 * side], shared[n_packed + 2 * side :]
-    rhs, x, diagonal = vectors[:k], vectors[k : 2 * k], vectors[2 * k : 3 * k]
-    projection, panel = vectors[7 * k : 7 * k + b], vectors[7 * k + b :]
-    marks = panel[height * (k + 1) :]
-    images, room = marks[2 * height :], marks[3 * height :]
-    for i in range(cuda.blockIdx.x, indptr.size - 1, cuda.gridDim.x):
-        start, stop = indptr[i], indptr[i + 1]
-        is_dual = stop - start < k
-        size = stop - start if is_dual else k
-        is_factorised = size <= side
-        cuda.syncthreads()
-        for e in range(me, n_packed, n_threads):
-            packed[e] = 0.0
-        for a in range(me, k, n_threads):
-            rhs[a] = 0.0
-            x[a] = 0.0
-            diagonal[a] = 1.0 if is_dual else penalty[a]
-        for a in range(me, b, n_threads):
-            projection[a] = 0.0
-        for first in range(start, stop, height):  # the right side, and the matrix or its diagonal
-            n = stop - first if stop - first < height else height
-            _load(indices, values, weights, first, n, basis, k, theta, panel, marks)
-            if is_dual:
-                for c in range(me, n, n_threads):
-                    rhs[first - start + c] = marks[c]
-                    if not is_factorised:
-                        total = diagonal[first - start + c]
-                        for a in range(k):
-                            total += panel[c * (k + 1) + a] * panel[c * (k + 1) + a] / penalty[a]
-                        diagonal[first - start + c] = total
-            else:
-                if is_factorised:
-                    add_gram(panel, n, k, k + 1, packed)
-                for a in range(me, k, n_threads):
-                    total, square = rhs[a], diagonal[a]
-                    for c in range(n):
-                        total += panel[c * (k + 1) + a] * marks[c]
-                        square += panel[c * (k + 1) + a] * panel[c * (k + 1) + a]
-                    rhs[a], diagonal[a] = total, square
-        cuda.syncthreads()
-        if is_factorised:
-            if is_dual and size > 0:
-                _add_dual_gram(indices, weights, start, size, basis, k, theta, penalty, panel, packed)
-            for a in range(me, size, n_threads):
-                packed[a * (a + 1) // 2 + a] += basis.dtype.type(1) if is_dual else penalty[a]
-                x[a] = rhs[a]
+    dtype = feature_gram.dtype
+    tolerance = pivot_tolerance(dtype)
+    _solve_short_rows(indptr, indices, values, weights, feature_gram, ridge, tolerance, out)
+    longest = _longest_row(indptr, feature_gram.shape[0])
+    if longest > MOST_SHORT:
+        room = workspaces(indptr.size - 1, packed(longest) + _N_VECTORS * longest, dtype)
+        goal = cg_tolerance(dtype)
+        _solve_long_rows(
+            indptr, indices, values, weights, feature_gram, ridge, cg_from, tolerance, goal, longest, room, out
+        )
+
+
+def _over_panels(indptr, out) -> Launch:
+    return over_groups((indptr.size - 1) * -(-out.shape[1] // N_THREADS))
+
+
+@device_kernel(_over_panels, "l1 i1 r1 r2 r2")
+def expand_rows(indptr, indices, duals, feature_gram, out):
+    """Write the rows x_i = sum over J of a_j K[j, :] of the estimate.
+
+    Parameters
+    ----------
+    indptr, indices
+        The slab by row.
+    duals : (n_entries,) float32 or float64
+        a, from :func:`solve_dual_rows`.
+    feature_gram : (n_cols, n_cols) as `duals`
+    out : (n_slab_rows, n_cols) as `duals`, written; a block owns a row's panel of as many columns as it has threads
+
+    Notes
+    -----
+    Memory traffic in elements: an entry reads n_cols of K, in runs of a panel (the panel of K is shared by the rows of
+    a slab through the cache: blocks go down a panel before the next), and its dual and index once a panel; a row
+    writes n_cols. 2 n_cols operations an entry. A sum runs over the entries in ascending order.
+    """
+    columns = cuda.shared.array(_STAGE, dtype=np.int64)
+    shares = cuda.shared.array(_STAGE, dtype=out.dtype)
+    n_rows, n_cols = indptr.size - 1, out.shape[1]
+    n_panels = (n_cols + cuda.blockDim.x - 1) // cuda.blockDim.x
+    for item in range(cuda.blockIdx.x, n_rows * n_panels, cuda.gridDim.x):
+        i = item % n_rows
+        c = item // n_rows * cuda.blockDim.x + cuda.threadIdx.x
+        total = out.dtype.type(0)
+        for first in range(indptr[i], indptr[i + 1], _STAGE):
+            depth = smaller(_STAGE, indptr[i + 1] - first)
+            for t in range(cuda.threadIdx.x, depth, cuda.blockDim.x):
+                columns[t] = indices[first + t]
+                shares[t] = duals[first + t]
             cuda.syncthreads()
-            factorise(packed, size, floors, column)
-            substitute(packed, size, x)
-        else:
-            _conjugate_gradients(
-                is_dual, indices, values, weights, start, stop, basis, k, theta, penalty, panel, marks, room, vectors,
-                size,
-            )  # fmt: skip
-        cuda.syncthreads()
-        # x holds the coefficients, or in the dual the residual, from which they follow; rhs takes them then.
-        for a in range(me, k, n_threads):
-            rhs[a] = 0.0 if is_dual else x[a]
-        misfit = basis.dtype.type(0)
-        for first in range(start, stop, height):
-            n = stop - first if stop - first < height else height
-            _load(indices, values, weights, first, n, basis, k, theta, panel, marks)
-            for c in range(me, n, n_threads):
-                residual = x[first - start + c] if is_dual else marks[c]
-                if not is_dual:
-                    for a in range(k):
-                        residual -= panel[c * (k + 1) + a] * x[a]
-                square = residual * residual
-                if weights.size > 0:
-                    square /= basis.dtype.type(1.0 - theta + theta * weights[first + c])
-                misfit += square
-                images[c] = residual
+            if c < n_cols:
+                for t in range(depth):
+                    total += shares[t] * feature_gram[columns[t], c]
             cuda.syncthreads()
-            for a in range(me, b, n_threads):
-                total = projection[a]
-                for c in range(n):
-                    total += images[c] * marks[height + c] * basis[indices[first + c], a]
-                projection[a] = total
-        cuda.syncthreads()
-        misfit = block_sum(misfit, room)
-        if me == 0:
-            out_misfit[i] = misfit
-        for a in range(me, b, n_threads):
-            total = basis.dtype.type(theta) * projection[a]
-            if a < k:
-                solved = projection[a] / penalty[a] if is_dual else rhs[a]
-                out_coefficients[i, a] = solved
-                total += solved
-            out_projection[i, a] = total
+        if c < n_cols:
+            out[i, c] = total
 
 
-def _over_block_rows(solved) -> Launch:
-    return over_groups(solved.shape[0], shared_bytes=N_THREADS * solved.dtype.itemsize)
+def _over_lines(solved) -> Launch:
+    lines = 4 * (N_THREADS // min(_TILE, N_THREADS))
+    return over_groups(-(-solved.shape[0] // lines))
 
 
-@device_kernel(_over_block_rows, "r2 r2 r2 r1")
+@device_kernel(_over_lines, "r2 r2 r2 r1")
 def replace_rows(solved, overlap, coefficients, out_moved):
     """Put newly solved coefficients in the place of the old ones, and say how far each row moved.
 
@@ -343,25 +312,66 @@ def replace_rows(solved, overlap, coefficients, out_moved):
     ----------
     solved : (n_block_rows, k) float32 or float64
     overlap : (k, k_old) as `solved`
+        The new basis transposed times the old one.
     coefficients : (n_block_rows, >= k and >= k_old) as `solved`
         The old ones; overwritten by the new ones and, beyond k, zeros.
-    out_moved : (n_block_rows,) as `solved`, written; a block owns its rows
+    out_moved : (n_block_rows,) as `solved`, written; a block owns 16 consecutive rows
 
     Notes
     -----
-    A row reads k new and k_old old elements, k k_old of the overlap, which the cache holds, and writes the width.
+    Memory traffic in elements: a row reads k of `solved` twice (once from cache) and k_old of `coefficients` k / 32
+    times (all but one from cache), and writes the width of `coefficients` and 1; k k_old of `overlap` serve 16 rows,
+    from cache. 2 k k_old operations a row.
     """
-    room = cuda.shared.array(0, dtype=solved.dtype)
-    me, n_threads, k = cuda.threadIdx.x, cuda.blockDim.x, solved.shape[1]
-    for i in range(cuda.blockIdx.x, solved.shape[0], cuda.gridDim.x):
-        square = solved.dtype.type(0)
-        for a in range(me, k, n_threads):
-            step = solved[i, a]
-            for b in range(overlap.shape[1]):
-                step -= overlap[a, b] * coefficients[i, b]
-            square += step * step
-        square = block_sum(square, room)  # which waits until all have read the old ones
-        if me == 0:
-            out_moved[i] = square
-        for a in range(me, coefficients.shape[1], n_threads):
-            coefficients[i, a] = solved[i, a] if a < k else solved.dtype.type(0)
+    tile = cuda.shared.array(_TILE_ROOM, dtype=solved.dtype)
+    kept = cuda.shared.array(_LINES_ROOM, dtype=solved.dtype)
+    n_rows, k = solved.shape
+    n_old, width = overlap.shape[1], coefficients.shape[1]
+    lanes = smaller(_TILE, cuda.blockDim.x)
+    lane, line, n_lines = cuda.threadIdx.x % lanes, cuda.threadIdx.x // lanes, cuda.blockDim.x // lanes
+    zero = solved.dtype.type(0)
+    for top in range(cuda.blockIdx.x * 4 * n_lines, n_rows, cuda.gridDim.x * 4 * n_lines):
+        first = top + line
+        square0 = square1 = square2 = square3 = zero
+        for left in range(0, k, lanes):
+            a = left + lane
+            s0 = s1 = s2 = s3 = zero
+            for b in range(0, n_old, lanes):
+                depth = smaller(lanes, n_old - b)
+                for e in range(line, smaller(lanes, k - left), n_lines):
+                    if lane < depth:
+                        tile[e * _PITCH + lane] = overlap[left + e, b + lane]
+                for e in range(line, 4 * n_lines, n_lines):
+                    if lane < depth and top + e < n_rows:
+                        kept[e * _TILE + lane] = coefficients[top + e, b + lane]
+                cuda.syncthreads()
+                for c in range(depth):
+                    element = tile[lane * _PITCH + c]
+                    s0 += element * kept[line * _TILE + c]
+                    s1 += element * kept[(line + n_lines) * _TILE + c]
+                    s2 += element * kept[(line + 2 * n_lines) * _TILE + c]
+                    s3 += element * kept[(line + 3 * n_lines) * _TILE + c]
+                cuda.syncthreads()
+            if a < k:
+                if first < n_rows:
+                    square0 += (solved[first, a] - s0) ** 2
+                if first + n_lines < n_rows:
+                    square1 += (solved[first + n_lines, a] - s1) ** 2
+                if first + 2 * n_lines < n_rows:
+                    square2 += (solved[first + 2 * n_lines, a] - s2) ** 2
+                if first + 3 * n_lines < n_rows:
+                    square3 += (solved[first + 3 * n_lines, a] - s3) ** 2
+        kept[line * _TILE + lane] = square0
+        kept[(line + n_lines) * _TILE + lane] = square1
+        kept[(line + 2 * n_lines) * _TILE + lane] = square2
+        kept[(line + 3 * n_lines) * _TILE + lane] = square3
+        cuda.syncthreads()
+        for e in range(cuda.threadIdx.x, smaller(4 * n_lines, n_rows - top), cuda.blockDim.x):
+            total = zero
+            for c in range(lanes):
+                total += kept[e * _TILE + c]
+            out_moved[top + e] = total
+        for e in range(line, smaller(4 * n_lines, n_rows - top), n_lines):
+            for a in range(lane, width, lanes):
+                coefficients[top + e, a] = solved[top + e, a] if a < k else zero
+        cuda.syncthreads()
