@@ -10,15 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from fastrfm._numba import inner, parallel_kernel
-
-
-def residual_share(weight, theta):
-    """Return an entry's share of its residual over theta: w / (1 - theta + theta w)."""
-    return weight / (1.0 - theta + theta * weight)
-
-
-_residual_share = inner(residual_share)
+from fastrfm._numba import parallel_kernel
 
 
 @parallel_kernel
@@ -54,7 +46,7 @@ def add_adjoint_columns(bounds, indptr, indices, values, weights, coefficients, 
                     residual -= coefficients[i, a] * features[a]
                 residual *= theta
                 if is_weighted:
-                    residual *= _residual_share(weights[t], theta)
+                    residual *= weights[t] / (1.0 - theta + theta * weights[t])
                 source = directions[i]
                 for a in range(b):
                     target[a] += residual * source[a]

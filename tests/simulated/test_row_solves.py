@@ -95,9 +95,12 @@ def test_pivots_that_vanish_are_left_out():
         out, indptr = room(n, np.float64), np.array([0, n])
         row_solves.solve_dual_rows(indptr, indptr, np.arange(n), values, EQUAL, gram, 0.0, NO_CG, out)
         np.testing.assert_allclose(gram @ out.copy_to_host(), values, atol=1e-6 * np.abs(values).max())
-        out = room(n, np.float64)
-        row_solves.solve_dual_rows(indptr, indptr, np.arange(n), values, EQUAL, np.zeros((n, n)), 0.0, NO_CG, out)
-        np.testing.assert_array_equal(out.copy_to_host(), 0.0)
+
+
+def test_a_zero_gram_gives_zero():
+    out, indptr = room(5, np.float64), np.array([0, 5])
+    row_solves.solve_dual_rows(indptr, indptr, np.arange(5), np.ones(5), EQUAL, np.zeros((5, 5)), 0.0, NO_CG, out)
+    np.testing.assert_array_equal(out.copy_to_host(), 0.0)
 
 
 def test_small_ridges_keep_what_is_added_to_them():
@@ -210,14 +213,13 @@ def test_factored_rows(k, b, is_weighted, dtype):
         assert_close(array, twin, TOLERANCE[dtype])
 
 
-@DTYPES
-def test_factored_rows_of_several_chunks(dtype):
+def test_factored_rows_of_several_chunks():
     rng = np.random.default_rng(7)
     indptr, indices, values = random_rows(rng, [39, 36, 33], 45)
     basis, penalty = orthonormal(rng, 45, 37), rng.random(35) + 0.05
-    found, expected = solve_factored(indptr, indices, values, EQUAL, basis, penalty, 1.0, dtype)
+    found, expected = solve_factored(indptr, indices, values, EQUAL, basis, penalty, 1.0, np.float64)
     for array, twin in zip(found, expected, strict=True):
-        assert_close(array, twin, TOLERANCE[dtype])
+        assert_close(array, twin, TOLERANCE[np.float64])
 
 
 @pytest.mark.parametrize(("is_weighted", "dtype"), [(False, np.float32), (True, np.float64)])

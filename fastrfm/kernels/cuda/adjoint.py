@@ -9,7 +9,6 @@ from __future__ import annotations
 from numba import cuda
 
 from fastrfm._cuda import N_THREADS, Launch, device_inner, device_kernel, over_groups
-from fastrfm.kernels.adjoint import residual_share
 from fastrfm.kernels.cuda._chunks import (
     DEPTH,
     chunk_depth,
@@ -20,8 +19,9 @@ from fastrfm.kernels.cuda._chunks import (
     load_chunk,
     smaller,
 )
+from fastrfm.kernels.row_solves import damped_weight
 
-_residual_share = device_inner(residual_share)
+_damped_weight = device_inner(damped_weight)
 
 
 def _over_columns(indptr, k, out) -> Launch:
@@ -79,7 +79,7 @@ def add_adjoint_columns(bounds, indptr, indices, values, weights, coefficients, 
             for t in range(me, depth, cuda.blockDim.x):
                 share = theta
                 if weights.size > 0:
-                    share *= _residual_share(weights[first + t], theta)
+                    share *= weights[first + t] / _damped_weight(weights[first + t], theta)
                 residuals[t] = (out.dtype.type(values[first + t]) - residuals[t]) * out.dtype.type(share)
             cuda.syncthreads()
             for a in range(me, directions.shape[1], cuda.blockDim.x):
