@@ -161,10 +161,13 @@ def main(
     save: str | None, kept: str | None,
 ) -> None:  # fmt: skip
     """Measure sparse regression beside other packages."""
+    before = json.loads(Path(save).read_text()) if save and Path(save).exists() else {}
+    if write and not kept and (lacking := set(PARTS) - set(parts or PARTS) - set(before)):
+        raise click.ClickException(f"the page wants {', '.join(sorted(lacking))} too: keep them by --save first")
     if kept:
         results = json.loads(Path(kept).read_text())
     else:
-        results = json.loads(Path(save).read_text()) if save and Path(save).exists() else {}
+        results = before
         results["about"] = {"machine": describe_machine(), "rivals": versions()}
         names = ["tecator", "permeability"] if _has_data() else []
         with threadpool_limits(1), tempfile.TemporaryDirectory() as folder:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "cuda.md"
 START, END = "<!-- compiled -->", "<!-- end of compiled -->"
-CAPABILITIES = ((8, 0), (9, 0))  # A100, H100
+CAPABILITIES = {"sm_80": (8, 0), "sm_90": (9, 0)}  # A100, H100
 _SHOWN_LINES = 25  # of a compiler's message
 
 
@@ -216,23 +216,26 @@ def write(page: str) -> None:
 @click.command()
 @click.argument("files", nargs=-1)
 @click.option("--check", is_flag=True, help="Fail also if registers are spilled; print no table.")
+@click.option(
+    "--only", type=click.Choice(tuple(CAPABILITIES)), multiple=True, help="Only this compute capability. [default: all]"
+)
 @click.option("--write", "is_written", is_flag=True, help="Put the table into docs/cuda.md.")
-def main(files: tuple[str, ...], check: bool, is_written: bool) -> None:
+def main(files: tuple[str, ...], check: bool, only: tuple[str, ...], is_written: bool) -> None:
     """Compile the device kernels in FILES of fastrfm/kernels/cuda, such as residual, or in all of them."""
     reason = why_not_compiled()
     if reason is not None:
         raise click.ClickException(f"nothing can be compiled: {reason}")
-    if is_written and (files or not assemblers()):
-        raise click.ClickException("the page wants every kernel, and an assembler: no FILES, and ptxas on the path")
+    if is_written and (files or only or not assemblers()):
+        raise click.ClickException("the page wants all of it: no FILES, no --only, and ptxas on the path")
     kernels = list(device_kernels(files))
     if not kernels:
         raise click.ClickException("there is no kernel to compile")
+    wanted = [capability for name, capability in CAPABILITIES.items() if not only or name in only]
     # A fresh process for each: device functions stay compiled for whatever came first.
-    with ProcessPoolExecutor(
-        min(len(CAPABILITIES), os.cpu_count() or 1), get_context("spawn"), max_tasks_per_child=1
-    ) as pool:
-        results = list(pool.map(compile_all, CAPABILITIES, [files] * len(CAPABILITIES)))
-    by_capability = dict(zip(CAPABILITIES, results, strict=True))
+    n_workers = min(len(wanted), os.cpu_count() or 1)
+    with ProcessPoolExecutor(n_workers, get_context("spawn"), max_tasks_per_child=1) as pool:
+        results = list(pool.map(compile_all, wanted, [files] * len(wanted)))
+    by_capability = dict(zip(wanted, results, strict=True))
     n_failed = n_spilled = 0
     for capability, ones in by_capability.items():
         for one in ones:
@@ -252,7 +255,7 @@ def main(files: tuple[str, ...], check: bool, is_written: bool) -> None:
         click.echo(render(by_capability))
     click.echo(
         f"{len(kernels)} kernels: {n_compiled} compiled and {n_counted} assembled for their number types and "
-        f"{len(CAPABILITIES)} compute capabilities, {n_failed} failed, {n_spilled} spilled registers"
+        f"{len(wanted)} compute capabilities, {n_failed} failed, {n_spilled} spilled registers"
     )
     if n_failed or (check and n_spilled):
         raise SystemExit(1)

@@ -203,7 +203,7 @@ def sparse_kernels(n_samples: int, n_features: int, n_stored: int | None, number
         Work(
             "a step of solve_reweighted",
             4.0 * n_stored + 12.0 * n_samples,
-            2.0 * entry * n_stored + number * (10.0 * n_samples + 4.0 * n_features),
+            2.0 * entry * n_stored + number * (18.0 * n_samples + 6.0 * n_features),
             2.0 * number * n_stored,
         ),
     ]
