@@ -5,10 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fastrfm import Observations, _cuda, complete
+from fastrfm import Observations, _cuda, complete, open_observations
 from fastrfm._cuda import fetch
 from fastrfm.device_blocks import DeviceBlocks, _Streamed
 from fastrfm.errors import DeviceMemoryError
+from fastrfm.options import CompletionOptions
+from fastrfm.solvers.descent import Descent
+from fastrfm.solvers.factored import solve_factored
+from fastrfm.store import write_observations
+from fastrfm.stored import StoredObservations
 
 pytestmark = pytest.mark.filterwarnings("ignore::fastrfm.errors.NotConvergedWarning")
 TOLERANCE = 1e-9  # of the estimate's size, after a few steps: both round, in other orders
@@ -85,6 +90,33 @@ def test_streamed_blocks_change_nothing(monkeypatch):
     found = complete(observations, method="two-sided", rank=2, max_iter=2, device="cuda")
     expected = complete(observations, method="two-sided", rank=2, max_iter=2)
     np.testing.assert_allclose(found.to_dense(), expected.to_dense(), rtol=0, atol=1e-9)
+
+
+def test_a_file_is_streamed(tmp_path):
+    observations = problem(n_rows=16)
+    write_observations(tmp_path / "entries.h5", observations)
+    stored = open_observations(tmp_path / "entries.h5", memory=1500)
+    assert isinstance(stored, StoredObservations)
+    blocks = DeviceBlocks(stored, memory=2000.0)
+    assert len(list(blocks.row_blocks())) > 1
+    options = CompletionOptions(method="factored", ridge=0.2, max_iter=2)
+    left, right, _ = solve_factored(blocks, options)
+    twin_left, twin_right, _ = solve_factored(observations, options)
+    np.testing.assert_allclose(left @ right.T, twin_left @ twin_right.T, rtol=0, atol=1e-10)
+
+
+def test_descents_that_choose_options_take_the_same_steps():
+    observations = problem(noise=0.1)
+    descents = [Descent(where, None, 0).begin() for where in (observations, DeviceBlocks(observations))]
+    for descent in descents:
+        descent.step(0.5, 0.3 * descent.largest_ridge, 0.1)
+    found, expected = (descent.factors() for descent in descents[::-1])
+    np.testing.assert_allclose(found[0] @ found[1].T, expected[0] @ expected[1].T, rtol=0, atol=1e-9)
+    other = descents[1].copy()
+    other.restore(descents[1].state())
+    other.step(0.5, 0.1, 0.1)
+    assert descents[1].part is not None
+    np.testing.assert_array_equal(descents[1].factors()[0], found[0])  # a copy goes on by itself
 
 
 def test_blocks_shrink_until_they_fit(monkeypatch):
