@@ -141,7 +141,7 @@ def test_the_page_has_room_for_the_table(script):
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [(["residuals"], "no file residuals.py in"), (["residual", "--write"], "wants every kernel")],
+    [(["residuals"], "no file residuals.py in"), (["residual", "--write"], "wants all of it")],
 )
 def test_wrong_use_is_refused(script, monkeypatch, options, said):
     monkeypatch.setattr(script, "why_not_compiled", lambda: None)
