@@ -175,8 +175,8 @@ def add_column_grams(stripes: Any, indptr: Any, indices: Any, left: Any, out: An
     Memory traffic: an entry's index is read twice and its row written and read, 16 bytes with atomic additions to two
     numbers of 4 bytes; groups times columns numbers of 4 bytes are written and read three times. Then an entry reads k
     elements of U, gathered in runs of four, for k (k + 1) / 2 multiply-adds out of shared memory; a column reads and
-    writes factor_size(k). A column is one block's: the longest bounds the time where it has more than one in a few
-    hundred of the entries.
+    writes factor_size(k). A column is one block's: the longest bounds the time where it has more than about a
+    thousandth of the entries.
     """
     n_rows, n_cols = indptr.size - 1, out.shape[0]
     if min(n_rows, n_cols, indices.size) == 0:
