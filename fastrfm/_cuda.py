@@ -14,6 +14,7 @@ Numba's simulator, thread by thread, on few threads.
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -144,19 +145,20 @@ def empty(shape: tuple[int, ...] | int, dtype: Any = np.float64) -> Any:
         return cuda.device_array(shape, dtype)
 
 
-_scratch: dict[str, Any] = {}
+_scratch = threading.local()  # kernels of several Python threads come in any order
 
 
 def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> Any:
     """Return an array for work that ends before the next call with that name; it is kept and used again.
 
     Asking a device for memory takes longer than many a kernel. Kernels run in the order of the calls, so that the next
-    user of the array comes after the last one.
+    user of the array comes after the last one; every Python thread has arrays of its own.
     """
-    kept = _scratch.get(name)
+    arrays = vars(_scratch)
+    kept = arrays.get(name)
     if kept is None or kept.shape != shape or kept.dtype != np.dtype(dtype):
-        _scratch.pop(name, None)
-        kept = _scratch[name] = empty(shape, dtype)
+        arrays.pop(name, None)
+        kept = arrays[name] = empty(shape, dtype)
     return kept
 
 

@@ -42,7 +42,12 @@ _KERNELS = {"factored": factored_kernels, "dense": dense_kernels, "two-sided": t
 _INSIDE = {
     "factored": {"_solve_short_rows": "solve_factored_rows"},
     "dense": {"_solve_short_rows": "solve_dual_rows"},
-    "two-sided": {"_sweep": "eliminated_sweep", "_scatter_residual": "multiply_residual_transposed"},
+    "two-sided": {
+        "factor_some_rows": "factor_rows",
+        "_add_grams": "add_column_grams",
+        "_sweep": "eliminated_sweep",
+        "_scatter_residual": "multiply_residual_transposed",
+    },
 }
 _MOST_DENSE_COLS = 5000
 

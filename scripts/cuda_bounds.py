@@ -147,6 +147,7 @@ def tangent_kernels(p: Problem, number: int = 8, value: int = 8) -> list[Work]:
     n, k = p.n_observed, -(-p.k // 4) * 4
     size = factor_size(k)
     sides = p.n_rows + p.n_cols
+    n_counts = min(1024, p.n_rows, max(2**25 // p.n_cols, 1)) * p.n_cols
     return [
         Work(
             "factor_rows",
@@ -155,11 +156,13 @@ def tangent_kernels(p: Problem, number: int = 8, value: int = 8) -> list[Work]:
             number * n * k,
         ),
         Work(
+            # Each column's rows are listed first: indices twice, the list written and read, two additions to counts of
+            # up to 1024 groups of rows, which are written and read again.
             "add_column_grams",
             n * k * (k + 1.0),
-            4.0 * n + number * (p.n_rows * k + 2.0 * p.n_cols * size),
-            0.0,
-            n * k * (k + 1.0) / 2.0,
+            16.0 * n + 16.0 * n_counts + number * (p.n_rows * k + 2.0 * p.n_cols * size),
+            number * n * k,
+            2.0 * n,
         ),
         Work(
             "eliminated_sweep",

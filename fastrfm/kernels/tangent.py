@@ -14,6 +14,8 @@ in this file.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numba import prange
 
@@ -31,7 +33,7 @@ from fastrfm._lanes import (
 )
 from fastrfm._numba import inner, parallel_kernel
 
-_SINGULAR = 1e-15  # of a system's trace: what rounding may hide, added to its diagonal
+SINGULAR = 1e-15  # of a system's trace: what rounding may hide, added to its diagonal
 
 
 def start_of(a):
@@ -43,7 +45,15 @@ def start_of(a):
     return 2 * LANES * block * (block + 1) + LANES * (a % LANES) * (block + 1)
 
 
-_start_of = inner(start_of)
+def pivot_scale(diagonal, one):
+    """Return 1/sqrt of a pivot, 0 where it is not positive and its direction counts for nothing. On a device too.
+
+    `one` is 1 in the number type of the pivot.
+    """
+    return one / math.sqrt(diagonal) if diagonal > 0.0 else one - one
+
+
+_start_of, _pivot_scale = inner(start_of), inner(pivot_scale)
 
 
 @inner
@@ -89,11 +99,11 @@ def _invert_factor(packed, penalty, pivotal):
     for a in range(k):
         trace += packed[_start_of(a) + a]
     for a in range(k):
-        packed[_start_of(a) + a] += penalty[a] + _SINGULAR * trace
+        packed[_start_of(a) + a] += penalty[a] + SINGULAR * trace
     for b in range(k):
         own = _start_of(b)
         diagonal = packed[own + b]
-        scale = 1.0 / np.sqrt(diagonal) if diagonal > 0.0 else 0.0
+        scale = _pivot_scale(diagonal, 1.0)
         packed[own + b] = 1.0
         for c in range(b + 1):
             packed[own + c] *= scale

@@ -1,110 +1,61 @@
 """Factors of the tangent system on a device: inverse Cholesky factors of k x k systems, one for each row or column.
 
-Twins of the factor functions of ``kernels.tangent``, in the same layout: lower triangles by rows, in whole lanes of
-four. A block forms a system: in shared memory up to 64 directions, beyond that where it is stored.
+Twins of the factor functions of ``kernels.tangent``, in the same layout. A block forms a system: in shared memory where
+it fits (up to k = 92 in float64, 136 in float32), beyond that where it is stored. Systems of columns are formed like
+those of rows, from a list of each column's rows that is made on the way: no floating-point number is added by an atomic
+addition, so that every result has the same bits each time. What happens inside a block is in ``_tangent_systems``.
 """
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
+import numpy as np
 from numba import cuda
 
-from fastrfm._cuda import IS_SIMULATED, Launch, device_inner, device_kernel, over_groups
+from fastrfm._cuda import MOST_SHARED_BYTES, Launch, device_kernel, empty, fetch, over_groups, over_items, put
 from fastrfm._lanes import LANES
-from fastrfm.kernels.tangent import factor_size, start_of
+from fastrfm.kernels.cuda._chunks import smaller
+from fastrfm.kernels.cuda._tangent_systems import LEAST_THREADS, PANEL, add_gram, form, invert_factor, move, threads_for
+from fastrfm.kernels.tangent import factor_size
 
-SMALL = 8 if IS_SIMULATED else 64  # directions up to which a system is formed in shared memory
-ACROSS = 2 if IS_SIMULATED else 8  # threads beside each other on a row of a triangle
-PANEL = 8  # gathered rows that are in shared memory at a time
-_SINGULAR = 1e-15  # of a system's trace: what rounding may hide, added to its diagonal
-
-_start_of = device_inner(start_of)
+_MOST_GROUPS, _MOST_COUNTS = 1024, 1 << 25  # of rows, in listing columns; of numbers for that, 128 MiB
 
 
-@device_inner
-def _add_panel(panel, n, k, packed):
-    """Add Σ_c v_c v_cᵀ, v_c = panel[c k : (c + 1) k] for c < n, to the lower triangle, in the order of c."""
-    down = cuda.blockDim.x // ACROSS
-    for a in range(cuda.threadIdx.x // ACROSS, k, down):
-        own = _start_of(a)
-        for c in range(cuda.threadIdx.x % ACROSS, a + 1, ACROSS):
-            total = packed[own + c]
-            for t in range(n):
-                total += panel[t * k + a] * panel[t * k + c]
-            packed[own + c] = total
+def _forming(n_groups: int, k: int, itemsize: int, n_gathered: int) -> Launch:
+    """Return a block for each system, with shared memory for the system too where that fits."""
+    n_threads = threads_for(factor_size(k) // LANES)
+    n = n_threads + (1 + n_gathered) * k
+    near = n + factor_size(k)
+    n = near if near * itemsize <= MOST_SHARED_BYTES else n
+    return over_groups(n_groups, shared_bytes=n * itemsize, n_threads=n_threads)
 
 
-@device_inner
-def invert_factor(packed, penalty, pivotal):
-    """Replace the lower triangle of M by L⁻¹ of its Cholesky factor L, after adding `penalty` to its diagonal.
-
-    As the processor's, all threads together: in step b every row below b loses the same multiple of `pivotal`, (k,)
-    shared memory. A pivot that is not positive makes its direction count for nothing.
-    """
-    k, me, n_threads, down = penalty.size, cuda.threadIdx.x, cuda.blockDim.x, cuda.blockDim.x // ACROSS
-    trace = packed.dtype.type(0)
-    for a in range(k):
-        trace += packed[_start_of(a) + a]
-    cuda.syncthreads()
-    for a in range(me, k, n_threads):
-        packed[_start_of(a) + a] += penalty[a] + packed.dtype.type(_SINGULAR) * trace
-    cuda.syncthreads()
-    for b in range(k):
-        own = _start_of(b)
-        diagonal = packed[own + b]
-        scale = packed.dtype.type(0)
-        if diagonal > 0.0:
-            scale = packed.dtype.type(1) / packed.dtype.type(math.sqrt(diagonal))
-        for c in range(me, k, n_threads):
-            if c < b:
-                pivotal[c] = packed[own + c] * scale
-            elif c == b:
-                pivotal[c] = scale
-            else:
-                pivotal[c] = packed[_start_of(c) + b] * scale
-        cuda.syncthreads()
-        for c in range(me, LANES * (b // LANES + 1), n_threads):
-            packed[own + c] = pivotal[c] if c <= b else packed.dtype.type(0)
-        for a in range(b + 1 + me // ACROSS, k, down):
-            other, weight = _start_of(a), pivotal[a]
-            for c in range(me % ACROSS, a + 1, ACROSS):
-                before = packed.dtype.type(0) if c == b else packed[other + c]
-                packed[other + c] = before - weight * pivotal[c]
-        cuda.syncthreads()
+def _over_some_rows(basis, penalty, out) -> Launch:
+    return _forming(out.shape[0], penalty.size, basis.dtype.itemsize, PANEL)
 
 
-@device_inner
-def form_factor(packed, basis, indices, start, stop, penalty, panel, pivotal):
-    """Form the system of the gathered rows basis[indices[start:stop]] in `packed` and invert its factor."""
-    k, me, n_threads = penalty.size, cuda.threadIdx.x, cuda.blockDim.x
-    cuda.syncthreads()
-    for c in range(me, packed.size, n_threads):
-        packed[c] = 0.0
-    for first in range(start, stop, PANEL):
-        n = stop - first if stop - first < PANEL else PANEL
-        cuda.syncthreads()
-        for t in range(n):
-            j = indices[first + t]
-            for a in range(me, k, n_threads):
-                panel[t * k + a] = basis[j, a]
-        cuda.syncthreads()
-        _add_panel(panel, n, k, packed)
-    cuda.syncthreads()
-    invert_factor(packed, penalty, pivotal)
+@device_kernel(_over_some_rows, "l0 l1 i1 r2 r1 r2")
+def factor_some_rows(first_row, indptr, indices, basis, penalty, out):
+    """Write the factors of the rows from `first_row` on, as many as `out` has; not a twin itself."""
+    n_threads, k, size = cuda.blockDim.x, penalty.size, out.shape[1]
+    shared = cuda.shared.array(0, dtype=basis.dtype)
+    room, pivotal = shared[:n_threads], shared[n_threads : n_threads + k]
+    panel, near = shared[n_threads + k : n_threads + (1 + PANEL) * k], shared[n_threads + (1 + PANEL) * k :]
+    is_near = near.size >= size
+    for s in range(cuda.blockIdx.x, smaller(out.shape[0], indptr.size - 1 - first_row), cuda.gridDim.x):
+        start = indptr[first_row + s]
+        n = indptr[first_row + s + 1] - start
+        if is_near:
+            form(near, basis, indices, start, n, panel)
+            invert_factor(near, penalty, pivotal, room)
+            move(near, out[s], size)
+        else:
+            form(out[s], basis, indices, start, n, panel)
+            invert_factor(out[s], penalty, pivotal, room)
 
 
-def shared_size(k: int) -> int:
-    """Return how many numbers of shared memory forming a factor takes: a panel, `pivotal`, and the system if small."""
-    return (factor_size(k) if k <= SMALL else 0) + (PANEL + 1) * k
-
-
-def _over_rows(indptr, basis, penalty) -> Launch:
-    return over_groups(indptr.size - 1, shared_bytes=shared_size(penalty.size) * basis.dtype.itemsize)
-
-
-@device_kernel(_over_rows, "l1 l1 i1 r2 r1 r2")
-def factor_rows(bounds, indptr, indices, basis, penalty, out):
+def factor_rows(bounds: Any, indptr: Any, indices: Any, basis: Any, penalty: Any, out: Any) -> None:
     """Write the inverse Cholesky factors of M_i = V_JᵀV_J + diag(penalty), J the observed columns of row i.
 
     Parameters
@@ -120,62 +71,127 @@ def factor_rows(bounds, indptr, indices, basis, penalty, out):
 
     Notes
     -----
-    An entry reads its position and gathers k elements, for k (k + 1) / 2 multiply-adds out of shared memory; a row
-    takes k³ / 3 more and writes factor_size(k) elements.
+    Memory traffic in elements: an entry reads its index (by four threads at once, so once) and k of V, gathered in runs
+    of four; a row writes factor_size(k). An entry takes k (k + 1) / 2 multiply-adds out of shared memory, a row k³ / 3
+    more. Systems that do not fit into shared memory are read and written where they are stored, k (k + 1) / 2 elements
+    for every 16 entries and for each of k / 2 steps of the elimination.
     """
-    k, size = penalty.size, out.shape[1]
-    shared = cuda.shared.array(0, dtype=basis.dtype)
-    panel, pivotal, near = shared[: PANEL * k], shared[PANEL * k : (PANEL + 1) * k], shared[(PANEL + 1) * k :]
-    for i in range(cuda.blockIdx.x, indptr.size - 1, cuda.gridDim.x):
-        if k <= SMALL:
-            form_factor(near[:size], basis, indices, indptr[i], indptr[i + 1], penalty, panel, pivotal)
-            for c in range(cuda.threadIdx.x, size, cuda.blockDim.x):
-                out[i, c] = near[c]
-        else:
-            form_factor(out[i], basis, indices, indptr[i], indptr[i + 1], penalty, panel, pivotal)
+    factor_some_rows(0, indptr, indices, basis, penalty, out)
 
 
-def _by_entries(indptr, left) -> Launch:
-    return over_groups(indptr.size - 1, shared_bytes=left.shape[1] * left.dtype.itemsize)
+@device_kernel(lambda counts: over_groups(counts.shape[0]), "l1 i1 i2")
+def _count_columns(indptr, indices, counts):
+    """Write how many entries each group of rows has in each column; a block owns its groups."""
+    n_groups, n_cols, me, n_threads = counts.shape[0], counts.shape[1], cuda.threadIdx.x, cuda.blockDim.x
+    n_rows = indptr.size - 1
+    height = (n_rows + n_groups - 1) // n_groups
+    for group in range(cuda.blockIdx.x, n_groups, cuda.gridDim.x):
+        for j in range(me, n_cols, n_threads):
+            counts[group, j] = 0
+        cuda.syncthreads()
+        first, last = smaller(group * height, n_rows), smaller((group + 1) * height, n_rows)
+        for t in range(indptr[first] + me, indptr[last], n_threads):
+            cuda.atomic.add(counts, (group, indices[t]), 1)
+        cuda.syncthreads()
 
 
-@device_kernel(_by_entries, "l1 l1 i1 r2 r2")
-def add_column_grams(stripes, indptr, indices, left, out):
+@device_kernel(lambda lengths: over_items(lengths.size), "i2 l1")
+def _set_places(counts, lengths):
+    """Turn each group's counts into those of the groups before it, and write the length of each column."""
+    for j in range(cuda.grid(1), lengths.size, cuda.gridsize(1)):
+        before = 0
+        for group in range(counts.shape[0]):
+            count = counts[group, j]
+            counts[group, j] = before
+            before += count
+        lengths[j] = before
+
+
+@device_kernel(lambda places: over_groups(places.shape[0], n_threads=LEAST_THREADS), "l1 i1 l1 i2 i1")
+def _list_rows(indptr, indices, starts, places, rows):
+    """Write the rows of each column, ascending; a block takes the rows of a group one after the other.
+
+    A row has a column once, so that it does not matter which of its entries comes first.
+    """
+    n_groups, n_rows = places.shape[0], indptr.size - 1
+    height = (n_rows + n_groups - 1) // n_groups
+    for group in range(cuda.blockIdx.x, n_groups, cuda.gridDim.x):
+        for i in range(smaller(group * height, n_rows), smaller((group + 1) * height, n_rows)):
+            t = indptr[i] + cuda.threadIdx.x
+            while t < indptr[i + 1]:
+                j = indices[t]
+                rows[starts[j] + cuda.atomic.add(places, (group, j), 1)] = i
+                t += cuda.blockDim.x
+            cuda.syncthreads()
+
+
+def _over_grams(left, out) -> Launch:
+    return _forming(out.shape[0], left.shape[1], left.dtype.itemsize, PANEL)
+
+
+@device_kernel(_over_grams, "l1 i1 r2 r2")
+def _add_grams(starts, rows, left, out):
+    """Add the systems of columns whose rows are listed; a block owns its columns."""
+    n_threads, k, size = cuda.blockDim.x, left.shape[1], out.shape[1]
+    shared = cuda.shared.array(0, dtype=left.dtype)
+    panel, near = shared[n_threads + k : n_threads + (1 + PANEL) * k], shared[n_threads + (1 + PANEL) * k :]
+    is_near = near.size >= size
+    for j in range(cuda.blockIdx.x, out.shape[0], cuda.gridDim.x):
+        start = starts[j]
+        n = starts[j + 1] - start
+        if is_near and n > 0:
+            move(out[j], near, size)
+            add_gram(near, left, rows, start, n, panel)
+            move(near, out[j], size)
+        elif n > 0:
+            add_gram(out[j], left, rows, start, n, panel)
+
+
+def add_column_grams(stripes: Any, indptr: Any, indices: Any, left: Any, out: Any) -> None:
     """Add Σ_i u_i u_iᵀ over the observed rows i of each column to its lower triangle.
-
-    By atomic additions, so that the last bits depend on their order: the entries come by row.
 
     Parameters
     ----------
     stripes
         Not used.
     indptr, indices
-        The entries by row.
+        The entries by row, each column at most once in a row.
     left : (n_rows, k) float32 or float64
         U.
-    out : (n_cols, factor_size(k)) as `left`, added to
+    out : (n_cols, factor_size(k)) as `left`, added to; a block owns its columns
+
+    Raises
+    ------
+    DeviceMemoryError
+        If there is no room for the list of rows: 4 bytes an entry, and up to 128 MiB of counts.
 
     Notes
     -----
-    An entry takes k (k + 1) / 2 atomic additions: they are what limits this kernel, by far.
+    The entries come by row. Adding to columns from there takes k (k + 1) / 2 atomic additions an entry, ten times and
+    more what everything else here takes, in an order that no two runs share. So the rows of each column are listed
+    first, by counting: rows in up to 1024 groups, a block each. Of this, the column's lengths travel to the processor
+    and their sums back.
+
+    Memory traffic: an entry's index is read twice and its row written and read, 16 bytes with atomic additions to two
+    numbers of 4 bytes; groups times columns numbers of 4 bytes are written and read three times. Then an entry reads k
+    elements of U, gathered in runs of four, for k (k + 1) / 2 multiply-adds out of shared memory; a column reads and
+    writes factor_size(k). A column is one block's: the longest bounds the time where it has more than about a
+    thousandth of the entries.
     """
-    direction = cuda.shared.array(0, dtype=left.dtype)
-    me, k, down = cuda.threadIdx.x, left.shape[1], cuda.blockDim.x // ACROSS
-    for i in range(cuda.blockIdx.x, indptr.size - 1, cuda.gridDim.x):
-        cuda.syncthreads()
-        for a in range(me, k, cuda.blockDim.x):
-            direction[a] = left[i, a]
-        cuda.syncthreads()
-        for t in range(indptr[i], indptr[i + 1]):
-            j = indices[t]
-            for a in range(me // ACROSS, k, down):
-                own, weight = _start_of(a), direction[a]
-                for c in range(me % ACROSS, a + 1, ACROSS):
-                    cuda.atomic.add(out, (j, own + c), weight * direction[c])
+    n_rows, n_cols = indptr.size - 1, out.shape[0]
+    if min(n_rows, n_cols, indices.size) == 0:
+        return
+    n_groups = max(min(n_rows, _MOST_GROUPS, _MOST_COUNTS // n_cols), 1)
+    counts, lengths, rows = empty((n_groups, n_cols), np.int32), empty(n_cols, np.int64), empty(indices.size, np.int32)
+    _count_columns(indptr, indices, counts)
+    _set_places(counts, lengths)
+    starts = put(np.concatenate([[0], np.cumsum(fetch(lengths))]))
+    _list_rows(indptr, indices, starts, counts, rows)
+    _add_grams(starts, rows, left, out)
 
 
 def _over_columns(penalty, grams) -> Launch:
-    return over_groups(grams.shape[0], shared_bytes=penalty.size * grams.dtype.itemsize)
+    return _forming(grams.shape[0], penalty.size, grams.dtype.itemsize, 0)
 
 
 @device_kernel(_over_columns, "l1 r1 r2")
@@ -190,27 +206,20 @@ def factor_columns(stripes, penalty, grams):
         Added to the diagonals.
     grams : (n_cols, factor_size(k)) as `penalty`, replaced; a block owns its columns
         From :func:`add_column_grams`.
+
+    Notes
+    -----
+    Memory traffic in elements: a column reads and writes factor_size(k), for k³ / 3 multiply-adds in shared memory, or
+    where it is stored if it does not fit there.
     """
-    pivotal = cuda.shared.array(0, dtype=grams.dtype)
+    n_threads, k, size = cuda.blockDim.x, penalty.size, grams.shape[1]
+    shared = cuda.shared.array(0, dtype=grams.dtype)
+    room, pivotal, near = shared[:n_threads], shared[n_threads : n_threads + k], shared[n_threads + k :]
+    is_near = near.size >= size
     for j in range(cuda.blockIdx.x, grams.shape[0], cuda.gridDim.x):
-        invert_factor(grams[j], penalty, pivotal)
-        cuda.syncthreads()
-
-
-@device_inner
-def solve(packed, x, half):
-    """Replace x, in shared memory, by M⁻¹ x = L⁻ᵀ (L⁻¹ x); `half` is (k,) shared memory. All threads must call it."""
-    k, me, n_threads = x.size, cuda.threadIdx.x, cuda.blockDim.x
-    cuda.syncthreads()
-    for a in range(me, k, n_threads):
-        own, total = _start_of(a), x.dtype.type(0)
-        for c in range(a + 1):
-            total += packed[own + c] * x[c]
-        half[a] = total
-    cuda.syncthreads()
-    for c in range(me, k, n_threads):
-        total = x.dtype.type(0)
-        for a in range(c, k):
-            total += packed[_start_of(a) + c] * half[a]
-        x[c] = total
-    cuda.syncthreads()
+        if is_near:
+            move(grams[j], near, size)
+            invert_factor(near, penalty, pivotal, room)
+            move(near, grams[j], size)
+        else:
+            invert_factor(grams[j], penalty, pivotal, room)

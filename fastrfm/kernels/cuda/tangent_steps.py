@@ -12,8 +12,8 @@ from typing import Any
 from numba import cuda
 
 from fastrfm._cuda import N_THREADS, Launch, block_sum, device_kernel, empty, fetch, over_groups, over_items, scratch
+from fastrfm.kernels.cuda._tangent_systems import TEAM, room_pitch, solve, threads_for
 from fastrfm.kernels.cuda.products import multiply_transposed_parts
-from fastrfm.kernels.cuda.tangent_factors import solve
 from fastrfm.kernels.cuda.tangent_sweeps import eliminated_sweep
 
 _MOST_PARTS = 512  # of an inner product
@@ -101,7 +101,9 @@ def _add_parts(parts, out, place):
 
 
 def _by_factors(column_factors, residual) -> Launch:
-    return over_groups(residual.shape[0], shared_bytes=2 * residual.shape[1] * residual.dtype.itemsize)
+    n_threads = threads_for(residual.shape[1])
+    n_shared = TEAM * room_pitch(n_threads) + 2 * residual.shape[1]
+    return over_groups(residual.shape[0], shared_bytes=n_shared * residual.dtype.itemsize, n_threads=n_threads)
 
 
 @device_kernel(_by_factors, "d1 d1 r2 r2 r2 r2 r2 r2")
@@ -112,7 +114,7 @@ def _advance(sums, state, direction, image, column_factors, solution, residual, 
     """
     shared = cuda.shared.array(0, dtype=residual.dtype)
     k, me, n_threads = residual.shape[1], cuda.threadIdx.x, cuda.blockDim.x
-    target, half = shared[:k], shared[k:]
+    target, half, room = shared[:k], shared[k : 2 * k], shared[2 * k :]
     step = residual.dtype.type(0)
     if sums[0] > 0.0:
         step = residual.dtype.type(state[3] / sums[0])
@@ -122,7 +124,7 @@ def _advance(sums, state, direction, image, column_factors, solution, residual, 
             solution[j, a] += step * direction[j, a]
             residual[j, a] -= step * image[j, a]
             target[a] = residual[j, a]
-        solve(column_factors[j], target, half)
+        solve(column_factors[j], target, half, room)
         for a in range(me, k, n_threads):
             preconditioned[j, a] = target[a]
 
