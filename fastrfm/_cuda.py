@@ -24,9 +24,13 @@ from typing import Any
 import numpy as np
 from numba import config, cuda
 
-from fastrfm.errors import DeviceMemoryError
+from fastrfm.errors import DeviceError, DeviceMemoryError
 
 IS_SIMULATED = bool(vars(config)["ENABLE_CUDASIM"])
+if not IS_SIMULATED:
+    from numba.cuda import dispatcher
+
+    dispatcher.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # launches of few blocks are meant
 # A power of two: block sums halve. The simulator starts a Python thread for each.
 N_THREADS = 2 if IS_SIMULATED else 128
 # Blocks of one launch: enough to fill any device many times over; the rest is the stride of a loop in the kernel.
@@ -82,6 +86,11 @@ class DeviceKernel:
 
     def __call__(self, *arguments: Any) -> None:
         shape = self.launch(*arguments)
+        if shape.shared_bytes > MOST_SHARED_BYTES:
+            raise DeviceError(
+                f"{self.__name__} has no room for that many directions on a device: ask for a smaller rank, or use "
+                'device="cpu"'
+            )
         if shape.n_blocks > 0:
             self._compiled[shape.n_blocks, shape.n_threads, compute_stream(), shape.shared_bytes](*arguments)
 
@@ -158,13 +167,15 @@ def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> Any:
     kept = arrays.get(name)
     if kept is None or kept.shape != shape or kept.dtype != np.dtype(dtype):
         arrays.pop(name, None)
+        kept = None  # given back before the new one is asked for
         kept = arrays[name] = empty(shape, dtype)
     return kept
 
 
 def pinned(n: int, dtype: Any) -> np.ndarray:
     """Return page-locked memory of the processor, which a device copies from while kernels run."""
-    return np.asarray(cuda.pinned_array(n, dtype))
+    with _memory_guarded(n * np.dtype(dtype).itemsize):
+        return np.asarray(cuda.pinned_array(max(n, 1), dtype))[:n]
 
 
 def event() -> Any:
@@ -174,7 +185,10 @@ def event() -> Any:
 
 def free_bytes() -> float:
     """Return how much memory the device has to give; the simulator, as much as is asked for."""
-    return float(cuda.current_context().get_memory_info().free)
+    context = cuda.current_context()
+    if not IS_SIMULATED:
+        context.memory_manager.deallocations.clear()  # what has been given up is freed only now
+    return float(context.get_memory_info().free)
 
 
 def fetch(array: Any) -> np.ndarray:

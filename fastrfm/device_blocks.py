@@ -74,8 +74,9 @@ class _Streamed:
         """
         if self._slots and self._slots[0].holds(n_entries, n_groups):
             return
-        self._slots = ()  # given back before new ones are asked for
         compute_stream().synchronize()
+        copy_stream().synchronize()
+        self._slots = ()  # given back before new ones are asked for
         self._slots = (_Slot(n_entries, n_groups), _Slot(n_entries, n_groups))
 
     def __call__(self, entries: Compressed) -> DeviceCompressed:

@@ -137,7 +137,7 @@ class _System:
         self._row_factors = arrays.empty(n_kept, size)
         self._column_factors = arrays.zeros(observations.n_cols, size)
         for block in self._blocks():
-            if n_kept:
+            if n_kept and size:
                 out = self._row_factors[block.rows]
                 arrays.twin(factor_rows)(block.tiles, block.indptr, block.indices, basis, self._penalty, out)
             arrays.twin(add_column_grams)(
@@ -162,7 +162,8 @@ class _System:
             self._left[block.rows],
             self._basis,
             coefficients,
-            self._row_factors[block.rows],
+            # Without directions there is nothing to slice, which device arrays do in another way.
+            self._row_factors[block.rows] if self._row_factors.size else self._row_factors,
             self._penalty,
             rows,
             misfit,

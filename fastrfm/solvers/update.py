@@ -13,6 +13,7 @@ near to the one chosen, and more steps, or steps that move σ, end far from it. 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ import numpy as np
 from fastrfm._interrupt import deferred
 from fastrfm._numba import check_thread_count, thread_limit
 from fastrfm.blocks import RowBlocks
+from fastrfm.devices import resolve
 from fastrfm.observations import Observations
 from fastrfm.options import JOINT, CompletionOptions
 from fastrfm.results import CompletionResult
@@ -71,6 +73,7 @@ def update(
     bounds, counts = parameters["bounds"], observations.col_counts
     here = {name: parameters[name] for name in ("n_threads", "device")}
     options = CompletionOptions(**{**result.options, **here}, bounds=bounds)
+    options = replace(options, device=resolve(options.device))
     if result.rank and (options.huber is not None or options.offsets == JOINT or options.count_power):
         # Exact data were interpolated without any of this: whether they still are exact is asked again.
         again = {**options.as_dict(), "bounds": bounds} if options.ridge > 0.0 else parameters
