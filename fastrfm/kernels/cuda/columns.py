@@ -10,7 +10,18 @@ from numba import cuda
 
 from fastrfm._cuda import IS_SIMULATED, N_THREADS, Launch, device_kernel, over_groups, over_items
 from fastrfm.kernels.cuda.diagonal import conjugate_gradients, group_size, group_sum, over_rows
-from fastrfm.kernels.cuda.products import _ACROSS, _DEPTH, _DOWN, _OWN, _OWN_COLS, TILE, _add_panel, _load_rows, n_tiles
+from fastrfm.kernels.cuda.products import (
+    _ACROSS,
+    _DEPTH,
+    _DOWN,
+    _OWN,
+    _OWN_COLS,
+    TILE,
+    _add_panel,
+    _load_rows,
+    lower_tile,
+    n_tiles,
+)
 
 # Parts of A v: as many as keep a device busy, each of at least so many columns.
 _MOST_STRIPES, _LEAST_COLUMNS = (3, 4) if IS_SIMULATED else (1024, 64)
@@ -142,10 +153,8 @@ def reweighted_parts(columns, weights, out_parts):
     width = (n_cols + out_parts.shape[0] - 1) // out_parts.shape[0]
     width = (width + _DEPTH - 1) // _DEPTH * _DEPTH  # whole panels: none reaches into the next run
     for number in range(cuda.blockIdx.x, out_parts.shape[0] * n_lower, cuda.gridDim.x):
-        part, row, before = number // n_lower, 0, number % n_lower
-        while before > row:  # tiles by rows: row r of them has r + 1
-            row += 1
-            before -= row
+        part = number // n_lower
+        row, before = lower_tile(number % n_lower)
         top, beside, end = row * TILE, before * TILE, (part + 1) * width
         for e in range(_OWN):
             sums[e] = columns.dtype.type(0)

@@ -5,7 +5,17 @@ from __future__ import annotations
 from numba import cuda
 
 from fastrfm._cuda import Launch, device_kernel, over_groups
-from fastrfm.kernels.cuda.products import _ACROSS, _DEPTH, _DOWN, _OWN, _OWN_COLS, TILE, _add_panel, _load_rows, n_tiles
+from fastrfm.kernels.cuda.products import (
+    _ACROSS,
+    _DEPTH,
+    _DOWN,
+    _OWN,
+    _OWN_COLS,
+    TILE,
+    _add_products_of_rows,
+    lower_tile,
+    n_tiles,
+)
 
 
 def _over_lower_tiles(gram) -> Launch:
@@ -32,19 +42,9 @@ def accumulate_gram(rows, gram):
     n = gram.shape[0]
     across = (n + TILE - 1) // TILE
     for tile in range(cuda.blockIdx.x, across * (across + 1) // 2, cuda.gridDim.x):
-        row, before = 0, tile
-        while before > row:  # tiles by rows: row r of them has r + 1
-            row += 1
-            before -= row
+        row, before = lower_tile(tile)
         top, beside = row * TILE, before * TILE
-        for e in range(_OWN):
-            sums[e] = rows.dtype.type(0)
-        for start in range(0, rows.shape[0], _DEPTH):
-            _load_rows(rows, top, start, first)
-            _load_rows(rows, beside, start, second)
-            cuda.syncthreads()
-            _add_panel(first, second, sums)
-            cuda.syncthreads()
+        _add_products_of_rows(rows, rows, top, beside, 0, rows.shape[0], first, second, sums)
         for e in range(_OWN):
             i = top + cuda.threadIdx.x // _ACROSS + e // _OWN_COLS * _DOWN
             j = beside + cuda.threadIdx.x % _ACROSS + e % _OWN_COLS * _ACROSS

@@ -60,6 +60,29 @@ def _load_transposed(matrix, top, left, panel):
         panel[d, c] = matrix[top + c, left + d] if is_inside else matrix.dtype.type(0)
 
 
+@device_inner
+def _add_products_of_rows(left, right, top, beside, start, stop, first, second, sums):
+    """Set the thread's elements to those of left[start:stop]ᵀ right[start:stop], of the tile at (top, beside)."""
+    for e in range(_OWN):
+        sums[e] = left.dtype.type(0)
+    for row in range(start, stop, _DEPTH):
+        _load_rows(left, top, row, first)
+        _load_rows(right, beside, row, second)
+        cuda.syncthreads()
+        _add_panel(first, second, sums)
+        cuda.syncthreads()
+
+
+@device_inner
+def lower_tile(number):
+    """Return the row and the column, in tiles, of a tile at or below the diagonal: row r of them has r + 1."""
+    row = 0
+    while number > row:
+        row += 1
+        number -= row
+    return row, number
+
+
 def n_tiles(n: int) -> int:
     """Return how many tiles cover n rows or columns."""
     return -(-n // TILE)
@@ -135,15 +158,9 @@ def multiply_transposed_parts(left, right, out_parts):
     for number in range(cuda.blockIdx.x, out_parts.shape[0] * down * across, cuda.gridDim.x):
         part, tile = number // (down * across), number % (down * across)
         top, beside = tile // across * TILE, tile % across * TILE
-        for e in range(_OWN):
-            sums[e] = left.dtype.type(0)
         end = (part + 1) * height
-        for start in range(part * height, end if end < left.shape[0] else left.shape[0], _DEPTH):
-            _load_rows(left, top, start, first)
-            _load_rows(right, beside, start, second)
-            cuda.syncthreads()
-            _add_panel(first, second, sums)
-            cuda.syncthreads()
+        end = end if end < left.shape[0] else left.shape[0]
+        _add_products_of_rows(left, right, top, beside, part * height, end, first, second, sums)
         for e in range(_OWN):
             i = top + cuda.threadIdx.x // _ACROSS + e // _OWN_COLS * _DOWN
             j = beside + cuda.threadIdx.x % _ACROSS + e % _OWN_COLS * _ACROSS
