@@ -1,4 +1,4 @@
-"""The number of threads changes no bit: of a completion, of the tall QR, of the Gram that BLAS accumulates."""
+"""Neither the number of threads nor the process that compiled a kernel changes a bit of what it gives."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import warnings
 import numba
 import numpy as np
 import pytest
-from digests import check_bits_do_not_depend_on_threads
+from digests import check_bits_do_not_depend_on_compiling, check_bits_do_not_depend_on_threads
 from problems import low_rank_problem
 from threadpoolctl import threadpool_info
 
@@ -42,6 +42,18 @@ def test_one_to_four_threads_give_the_same_bits():
             for power in (0.5, 0.375)
         }
     )
+
+
+@pytest.mark.compiled_only
+def test_compiling_and_loading_processes_give_the_same_bits(tmp_path):
+    options = {"ridge": 0.3, "max_iter": 5, "offsets": True}
+    cases = {
+        f"{method}{'-weighted' * is_weighted}": {"method": method, "is_weighted": is_weighted, **options}
+        for method in ("dense", "factored", "two-sided")
+        for is_weighted in (False, True)
+        if not (is_weighted and method == "two-sided")
+    }
+    check_bits_do_not_depend_on_compiling(cases, tmp_path)
 
 
 @pytest.mark.parametrize(

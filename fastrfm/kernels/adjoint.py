@@ -37,16 +37,23 @@ def add_adjoint_columns(bounds, indptr, indices, values, weights, coefficients, 
     b = directions.shape[1]
     is_weighted = weights.size > 0
     for task in prange(bounds.size - 1):
+        longest = 0
+        if is_weighted:
+            for j in range(bounds[task], bounds[task + 1]):
+                longest = max(longest, indptr[j + 1] - indptr[j])
+        shares = np.empty(longest)
         for j in range(bounds[task], bounds[task + 1]):
-            target, features = out[j], basis[j]
-            for t in range(indptr[j], indptr[j + 1]):
+            target, features, start = out[j], basis[j], indptr[j]
+            if is_weighted:
+                # In a loop of its own: inside the next one compiled and loaded code round it differently.
+                for t in range(start, indptr[j + 1]):
+                    shares[t - start] = theta * weights[t] / (1.0 - theta + theta * weights[t])
+            for t in range(start, indptr[j + 1]):
                 i = indices[t]
                 residual = np.float64(values[t])
                 for a in range(k):
                     residual -= coefficients[i, a] * features[a]
-                residual *= theta
-                if is_weighted:
-                    residual *= weights[t] / (1.0 - theta + theta * weights[t])
+                residual *= shares[t - start] if is_weighted else theta
                 source = directions[i]
                 for a in range(b):
                     target[a] += residual * source[a]

@@ -445,19 +445,18 @@ def solve_factored_rows(
                     solution[a] = total / penalty[a]
             else:
                 _regress_long_row(gathered, n_padded, penalty, system, reciprocal, residual, solution)
-            misfit = 0.0
-            for t in range(n_padded):
-                misfit += residual[t] * residual[t]
-            if is_weighted:
-                misfit = 0.0
-                for t in range(n):
-                    misfit += residual[t] * residual[t] / _damped_weight(weights[start + t], theta)
-            out_misfit[i] = misfit
             for a in range(n_basis):
                 total = 0.0
                 for t in range(n_padded):
                     total += gathered[a, t] * residual[t]
                 out_projection[i, a] = theta * total
+            if is_weighted:  # before the sum: inside it compiled and loaded code round it differently
+                for t in range(n):
+                    residual[t] /= np.sqrt(_damped_weight(weights[start + t], theta))
+            misfit = 0.0
+            for t in range(n_padded):
+                misfit += residual[t] * residual[t]
+            out_misfit[i] = misfit
             for a in range(k):
                 out_projection[i, a] += solution[a]
 
