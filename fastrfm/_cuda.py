@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -127,34 +127,66 @@ def copy_stream() -> Any:
     return _stream("copy")
 
 
-@contextmanager
-def _memory_guarded(n_bytes: int) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        # The driver's own exception class has another home in every version of Numba's CUDA packages.
-        if "OUT_OF_MEMORY" not in str(error).upper().replace(" ", "_"):
-            raise
-        raise DeviceMemoryError(
-            f"the device has no room for another {n_bytes / 2**20:.0f} MiB: close other programs on it, ask for a "
-            'smaller rank or fewer features, or use device="cpu"'
-        ) from error
+class _Own(threading.local):
+    """What a Python thread keeps on the device, and who gives it memory back; kernels of other threads come between."""
+
+    def __init__(self) -> None:
+        self.scratch: dict[str, Any] = {}
+        self.rows: dict[str, tuple[int, Any]] = {}
+        self.lenders: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+_own = _Own()
+
+
+def lends(lender: Any) -> None:
+    """Ask `lender`, as long as it lives, to give memory up when the device has no more for this Python thread.
+
+    ``lender.give_up()`` returns whether it has, and comes to an end: at last it has nothing left. Those with
+    ``lender.is_kept`` are asked first.
+    """
+    _own.lenders.add(lender)
+
+
+def _allocated(make: Callable[[], Any], n_bytes: int, *, is_spare: bool = False) -> Any:
+    """Return what `make` makes, if need be in the place of scratch and, unless it is spare, of what lenders have."""
+    while True:
+        try:
+            return make()
+        except Exception as error:
+            # The driver's own exception class has another home in every version of Numba's CUDA packages.
+            if "OUT_OF_MEMORY" not in str(error).upper().replace(" ", "_"):
+                raise
+            if _scratch_is_given_up() or (not is_spare and _something_is_given_up()):
+                continue
+            raise DeviceMemoryError(
+                f"the device has no room for another {n_bytes / 2**20:.0f} MiB: close other programs on it, ask for a "
+                'smaller rank or fewer features, or use device="cpu"'
+            ) from error
+
+
+def _scratch_is_given_up() -> bool:
+    had = bool(_own.scratch or _own.rows)
+    _own.scratch.clear()
+    _own.rows.clear()
+    return had
+
+
+def _something_is_given_up() -> bool:
+    return any(lender.give_up() for lender in sorted(_own.lenders, key=lambda lender: not lender.is_kept))
 
 
 def put(array: np.ndarray) -> Any:
     """Return a copy of `array` on the device, in C order."""
-    with _memory_guarded(array.nbytes):
-        return cuda.to_device(np.ascontiguousarray(array), stream=compute_stream())
+    array = np.ascontiguousarray(array)
+    return _allocated(lambda: cuda.to_device(array, stream=compute_stream()), array.nbytes)
 
 
-def empty(shape: tuple[int, ...] | int, dtype: Any = np.float64) -> Any:
-    """Return an array on the device with whatever was there before."""
+def empty(shape: tuple[int, ...] | int, dtype: Any = np.float64, *, is_spare: bool = False) -> Any:
+    """Return an array on the device with whatever was there before; nobody else gives memory up for a spare one."""
     shape = (shape,) if isinstance(shape, int) else shape
-    with _memory_guarded(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize):
-        return cuda.device_array(shape, dtype)
-
-
-_scratch = threading.local()  # kernels of several Python threads come in any order
+    n_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    return _allocated(lambda: cuda.device_array(shape, dtype), n_bytes, is_spare=is_spare)
 
 
 def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> Any:
@@ -163,19 +195,46 @@ def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> Any:
     Asking a device for memory takes longer than many a kernel. Kernels run in the order of the calls, so that the next
     user of the array comes after the last one; every Python thread has arrays of its own.
     """
-    arrays = vars(_scratch)
-    kept = arrays.get(name)
+    kept = _own.scratch.get(name)
     if kept is None or kept.shape != shape or kept.dtype != np.dtype(dtype):
-        arrays.pop(name, None)
+        _own.scratch.pop(name, None)
         kept = None  # given back before the new one is asked for
-        kept = arrays[name] = empty(shape, dtype)
+        kept = _own.scratch[name] = empty(shape, dtype)
     return kept
+
+
+def scratch_rows(name: str, n_most: int, n_cols: int, dtype: Any) -> Any:
+    """Return :func:`scratch` of up to `n_most` rows, (n, n_cols): as many as there is memory for, at least one.
+
+    Fewer take longer, so that others give memory up only for the last one.
+    """
+    wanted, kept = _own.rows.pop(name, (0, None))
+    if kept is None or wanted < n_most or kept.shape[1] != n_cols or kept.dtype != np.dtype(dtype):
+        kept, n = None, n_most
+        while kept is None:
+            try:
+                kept = empty((n, n_cols), dtype, is_spare=n > 1)
+            except DeviceMemoryError:
+                if n == 1:
+                    raise
+                n //= 2
+        wanted = n_most
+    _own.rows[name] = wanted, kept
+    return kept if kept.shape[0] <= n_most else kept[:n_most]
+
+
+def on_loan(name: str, array: np.ndarray) -> Any:
+    """Return a copy of a small `array` on the device that is good for the next kernel, in :func:`scratch`."""
+    out = scratch(name, array.shape, array.dtype)
+    if array.size:
+        out.copy_to_device(np.ascontiguousarray(array), stream=compute_stream())
+    return out
 
 
 def pinned(n: int, dtype: Any) -> np.ndarray:
     """Return page-locked memory of the processor, which a device copies from while kernels run."""
-    with _memory_guarded(n * np.dtype(dtype).itemsize):
-        return np.asarray(cuda.pinned_array(max(n, 1), dtype))[:n]
+    n_bytes = n * np.dtype(dtype).itemsize
+    return np.asarray(_allocated(lambda: cuda.pinned_array(max(n, 1), dtype), n_bytes, is_spare=True))[:n]
 
 
 def event() -> Any:
@@ -185,6 +244,7 @@ def event() -> Any:
 
 def free_bytes() -> float:
     """Return how much memory the device has to give; the simulator, as much as is asked for."""
+    _scratch_is_given_up()
     context = cuda.current_context()
     if not IS_SIMULATED:
         context.memory_manager.deallocations.clear()  # what has been given up is freed only now

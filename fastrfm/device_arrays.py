@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fastrfm._cuda import empty, fetch, free_bytes, put
+from fastrfm._cuda import empty, fetch, free_bytes, on_loan, put, scratch
 from fastrfm._lanes import padded_width
 from fastrfm.arrays import HostArrays
 from fastrfm.kernels.cuda.products import (
@@ -65,18 +65,19 @@ class DeviceArrays(HostArrays):
         shape = left.shape[1], right.shape[1]
         if 0 in shape:
             return np.zeros(shape)
-        parts, out = empty((n_stripes(left.shape[0], shape[0] * shape[1]), *shape)), empty(shape)
+        parts = scratch("parts", (n_stripes(left.shape[0], shape[0] * shape[1]), *shape), np.float64)
+        out = scratch("inner", shape, np.float64)
         multiply_transposed_parts(left, right, parts)
         add_parts(parts, out)
         return fetch(out)
 
     def product(self, matrix: Any, small: np.ndarray, out: Any = None) -> Any:
         out = empty((matrix.shape[0], small.shape[1])) if out is None else out
-        multiply(matrix, put(small), 1.0, 0.0, out)
+        multiply(matrix, on_loan("small", small), 1.0, 0.0, out)
         return out
 
     def add_product(self, out: Any, matrix: Any, small: np.ndarray) -> None:
-        multiply(matrix, put(small), 1.0, 1.0, out)
+        multiply(matrix, on_loan("small", small), 1.0, 1.0, out)
 
     def replace(self, out: Any, matrix: Any) -> None:
         combine_columns(matrix, _factors(1.0), 0.0, out)
@@ -121,7 +122,7 @@ class DeviceArrays(HostArrays):
         return float(np.sqrt(np.square(self.lengths(matrix)).sum()))
 
     def lengths(self, matrix: Any) -> np.ndarray:
-        parts = empty((n_stripes(matrix.shape[0], matrix.shape[1]), matrix.shape[1]))
+        parts = scratch("lengths", (n_stripes(matrix.shape[0], matrix.shape[1]), matrix.shape[1]), np.float64)
         column_squares(matrix, parts)
         return np.asarray(np.sqrt(fetch(parts).sum(axis=0)))
 
@@ -132,15 +133,15 @@ class DeviceArrays(HostArrays):
         return self._sum(sum_square_parts, vector, weights)
 
     def trace(self, matrix: Any) -> float:
-        out = empty(1)
+        out = scratch("number", (1,), np.float64)
         add_up_diagonal(matrix, out)
         return float(fetch(out)[0])
 
     def _sum(self, kernel: Callable[..., Any], vector: Any, *more: Any) -> float:
-        parts = empty(n_stripes(vector.size, 1))
+        parts = scratch("numbers", (n_stripes(vector.size, 1),), np.float64)
         kernel(vector, *more, parts)
         return float(fetch(parts).sum())
 
 
 def _factors(factors: Any) -> Any:
-    return put(np.atleast_1d(np.asarray(factors, dtype=np.float64)))
+    return on_loan("factors", np.atleast_1d(np.asarray(factors, dtype=np.float64)))

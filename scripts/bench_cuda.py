@@ -41,7 +41,7 @@ _STEPS = 5
 _KERNELS = {"factored": factored_kernels, "dense": dense_kernels, "two-sided": tangent_kernels}
 # What does the work of a twin that launches more than one kernel.
 _INSIDE = {
-    "factored": {"_solve_short_rows": "solve_factored_rows"},
+    "factored": {"_solve_short_rows": "solve_factored_rows", "_list_entries": "swap_axes"},
     "dense": {"_solve_short_rows": "solve_dual_rows"},
     "two-sided": {
         "factor_some_rows": "factor_rows",

@@ -84,6 +84,11 @@ class Work:
         return seconds[limit], limit
 
 
+def n_counts(p: Problem) -> int:
+    """Return how many numbers ``swap_axes`` counts with: for every column one of each group of rows."""
+    return min(1024, p.n_rows, max(2**25 // p.n_cols, 1)) * p.n_cols
+
+
 def factored_kernels(p: Problem, number: int = 8, value: int = 8) -> list[Work]:
     """Return the kernels of an iteration of ``method="factored"``; `number` and `value` are bytes of each."""
     n, k, b = p.n_observed, p.k, p.b
@@ -105,6 +110,14 @@ def factored_kernels(p: Problem, number: int = 8, value: int = 8) -> list[Work]:
             n * (2.0 * k + 2.0 * b),
             n * entry + number * (p.n_rows * (k + b) + p.n_cols * (k + 2 * b)),
             number * n * (k + b),
+        ),
+        Work(
+            # Once where entries stay, else before every adjoint sweep; 32 bytes for each number that goes anywhere.
+            "swap_axes",
+            0.0,
+            n * (12.0 + 2.0 * value) + 16.0 * n_counts(p),
+            64.0 * n,
+            2.0 * n,
         ),
         Work(
             "tall products of an iteration",
@@ -147,7 +160,6 @@ def tangent_kernels(p: Problem, number: int = 8, value: int = 8) -> list[Work]:
     n, k = p.n_observed, -(-p.k // 4) * 4
     size = factor_size(k)
     sides = p.n_rows + p.n_cols
-    n_counts = min(1024, p.n_rows, max(2**25 // p.n_cols, 1)) * p.n_cols
     return [
         Work(
             "factor_rows",
@@ -160,7 +172,7 @@ def tangent_kernels(p: Problem, number: int = 8, value: int = 8) -> list[Work]:
             # up to 1024 groups of rows, which are written and read again.
             "add_column_grams",
             n * k * (k + 1.0),
-            16.0 * n + 16.0 * n_counts + number * (p.n_rows * k + 2.0 * p.n_cols * size),
+            16.0 * n + 16.0 * n_counts(p) + number * (p.n_rows * k + 2.0 * p.n_cols * size),
             number * n * k,
             2.0 * n,
         ),

@@ -5,10 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fastrfm import Observations, _cuda, complete, open_observations
-from fastrfm._cuda import fetch
-from fastrfm.device_blocks import DeviceBlocks, _Streamed
-from fastrfm.errors import DeviceMemoryError
+from fastrfm import Observations, complete, open_observations
+from fastrfm.device_blocks import DeviceBlocks
 from fastrfm.options import CompletionOptions
 from fastrfm.solvers.descent import Descent
 from fastrfm.solvers.factored import solve_factored
@@ -117,28 +115,6 @@ def test_descents_that_choose_options_take_the_same_steps():
     other.step(0.5, 0.1, 0.1)
     assert descents[1].part is not None
     np.testing.assert_array_equal(descents[1].factors()[0], found[0])  # a copy goes on by itself
-
-
-def test_blocks_shrink_until_they_fit(monkeypatch):
-    observations = problem(n_rows=40, n_cols=12)
-    blocks = DeviceBlocks(observations, memory=1e5)
-    blocks._is_kept, blocks._most_entries = False, 1 << 40
-    blocks._upload = _Streamed()
-    limit = 8 * 60  # bytes of one array
-
-    def empty(shape, dtype):
-        if np.prod(shape) * np.dtype(dtype).itemsize > limit:
-            raise DeviceMemoryError("no room")
-        return _cuda.empty(shape, dtype)
-
-    monkeypatch.setattr("fastrfm.device_blocks.empty", empty)
-    seen = [(block.start, block.stop, fetch(block.by_row.values)) for block in blocks.row_blocks()]
-    assert len(seen) > 3 and seen[0][0] == 0 and seen[-1][1] == 40
-    np.testing.assert_array_equal(np.concatenate([values for *_, values in seen]), observations.values)
-    assert [block.start for block in blocks.row_blocks()] == [start for start, *_ in seen]  # learnt
-    limit, blocks._upload = 8, _Streamed()
-    with pytest.raises(DeviceMemoryError, match="no room"):
-        list(blocks.row_blocks())
 
 
 def test_a_checkpoint_goes_from_the_device_to_the_processor(tmp_path):

@@ -153,18 +153,19 @@ def test_conjugate_gradients_say_where_they_give_up():
 def test_workspaces_shrink_until_one_is_left(monkeypatch):
     tried = []
 
-    def empty(shape, dtype):
-        tried.append(shape)
+    def empty(shape, dtype, *, is_spare):
+        tried.append((shape[0], is_spare))
         if shape[0] > 1:
             raise DeviceMemoryError("full")
         return np.empty(shape, dtype)
 
+    monkeypatch.setattr(_cuda, "_own", _cuda._Own())
     monkeypatch.setattr(_cuda, "empty", empty)
     assert _systems.workspaces(100, 10, np.float64).shape == (1, 10)
-    assert [shape[0] for shape in tried] == [4, 2, 1]
-    monkeypatch.setattr(_cuda, "empty", lambda shape, dtype: (_ for _ in ()).throw(DeviceMemoryError("full")))
+    assert tried == [(4, True), (2, True), (1, False)]
+    monkeypatch.setattr(_cuda, "empty", lambda *_, **__: (_ for _ in ()).throw(DeviceMemoryError("full")))
     with pytest.raises(DeviceMemoryError):
-        _systems.workspaces(100, 10, np.float64)
+        _systems.workspaces(100, 11, np.float64)
 
 
 @DTYPES

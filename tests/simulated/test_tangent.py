@@ -10,7 +10,7 @@ from blocks_of_rows import assert_near, compressed
 
 from fastrfm._cuda import fetch, put
 from fastrfm.kernels import tangent as host
-from fastrfm.kernels.cuda import _tangent_systems, tangent_factors, tangent_steps, tangent_sweeps
+from fastrfm.kernels.cuda import _tangent_systems, swap_axes, tangent_factors, tangent_steps, tangent_sweeps
 from fastrfm.kernels.cuda import tangent as device
 
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -66,7 +66,8 @@ def device_layout(monkeypatch):
     """Let threads stand beside each other as on a device, where a simulator has too few of them."""
     for module, names in (
         (_tangent_systems, {"TEAM": 4, "PANEL": 16, "N_THREADS": 128, "LEAST_THREADS": 32}),
-        (tangent_factors, {"PANEL": 16, "LEAST_THREADS": 32}),
+        (tangent_factors, {"PANEL": 16}),
+        (swap_axes, {"_LIST_THREADS": 32}),
         (tangent_sweeps, {"TEAM": 4, "_ACROSS": 8}),
         (tangent_steps, {"TEAM": 4}),
     ):
@@ -116,22 +117,6 @@ def test_grams_are_added_to_what_is_there():
     device.add_column_grams(put(STRIPES), *map(put, problem.by_row), put(problem.left), found)
     inside = ~beyond_diagonal(4)
     assert_near(fetch(found)[:, inside], expected[:, inside], np.float64)
-
-
-@pytest.mark.parametrize("most_groups", [1, 3, 1024])
-def test_columns_list_their_rows_in_order(most_groups, monkeypatch):
-    monkeypatch.setattr(tangent_factors, "_MOST_GROUPS", most_groups)
-    seen = []
-    monkeypatch.setattr(
-        tangent_factors, "_add_grams", lambda starts, rows, *_: seen.append((fetch(starts), fetch(rows)))
-    )
-    indptr, indices = Problem(4).by_row
-    device.add_column_grams(None, put(indptr), put(indices), None, np.empty((N_COLS, 0)))
-    ((starts, rows),) = seen
-    all_rows = np.repeat(np.arange(N_ROWS), COUNTS)
-    order = np.lexsort((all_rows, indices))
-    np.testing.assert_array_equal(starts, np.searchsorted(indices[order], np.arange(N_COLS + 1)))
-    np.testing.assert_array_equal(rows, all_rows[order])
 
 
 @DTYPES

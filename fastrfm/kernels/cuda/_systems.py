@@ -15,7 +15,6 @@ from numba import cuda
 
 from fastrfm import _cuda
 from fastrfm._cuda import MOST_BLOCKS, device_inner
-from fastrfm.errors import DeviceMemoryError
 from fastrfm.kernels.cuda._chunks import larger, smaller
 from fastrfm.kernels.row_solves import CG_TOLERANCE, PIVOT_FLOOR, pivot_scale
 
@@ -48,22 +47,15 @@ def cg_tolerance(dtype) -> float:
 def workspaces(n_rows: int, n_elements: int, dtype):
     """Return room on the device, (n_blocks, n_elements), for as many blocks as 1 GiB holds, at least one.
 
-    Where the device has less, half as many blocks are tried again, down to one.
-
     Raises
     ------
     DeviceMemoryError
         If there is no room for one.
     """
     fitting = _WORKSPACE_BYTES // (n_elements * np.dtype(dtype).itemsize)
-    n_blocks = max(1, min(n_rows, MOST_BLOCKS, _MOST_RESIDENT, fitting))
-    while True:
-        try:
-            return _cuda.empty((n_blocks, n_elements), dtype)
-        except DeviceMemoryError:
-            if n_blocks == 1:
-                raise
-            n_blocks //= 2
+    return _cuda.scratch_rows(
+        "workspaces", max(1, min(n_rows, MOST_BLOCKS, _MOST_RESIDENT, fitting)), n_elements, dtype
+    )
 
 
 @device_inner

@@ -10,16 +10,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from numba import cuda
 
-from fastrfm._cuda import MOST_SHARED_BYTES, Launch, device_kernel, empty, fetch, over_groups, over_items, put
+from fastrfm._cuda import MOST_SHARED_BYTES, Launch, device_kernel, over_groups
 from fastrfm._lanes import LANES
 from fastrfm.kernels.cuda._chunks import smaller
-from fastrfm.kernels.cuda._tangent_systems import LEAST_THREADS, PANEL, add_gram, form, invert_factor, move, threads_for
+from fastrfm.kernels.cuda._tangent_systems import PANEL, add_gram, form, invert_factor, move, threads_for
+from fastrfm.kernels.cuda.swap_axes import list_rows
 from fastrfm.kernels.tangent import factor_size
-
-_MOST_GROUPS, _MOST_COUNTS = 1024, 1 << 25  # of rows, in listing columns; of numbers for that, 128 MiB
 
 
 def _forming(n_groups: int, k: int, itemsize: int, n_gathered: int) -> Launch:
@@ -79,52 +77,6 @@ def factor_rows(bounds: Any, indptr: Any, indices: Any, basis: Any, penalty: Any
     factor_some_rows(0, indptr, indices, basis, penalty, out)
 
 
-@device_kernel(lambda counts: over_groups(counts.shape[0]), "l1 i1 i2")
-def _count_columns(indptr, indices, counts):
-    """Write how many entries each group of rows has in each column; a block owns its groups."""
-    n_groups, n_cols, me, n_threads = counts.shape[0], counts.shape[1], cuda.threadIdx.x, cuda.blockDim.x
-    n_rows = indptr.size - 1
-    height = (n_rows + n_groups - 1) // n_groups
-    for group in range(cuda.blockIdx.x, n_groups, cuda.gridDim.x):
-        for j in range(me, n_cols, n_threads):
-            counts[group, j] = 0
-        cuda.syncthreads()
-        first, last = smaller(group * height, n_rows), smaller((group + 1) * height, n_rows)
-        for t in range(indptr[first] + me, indptr[last], n_threads):
-            cuda.atomic.add(counts, (group, indices[t]), 1)
-        cuda.syncthreads()
-
-
-@device_kernel(lambda lengths: over_items(lengths.size), "i2 l1")
-def _set_places(counts, lengths):
-    """Turn each group's counts into those of the groups before it, and write the length of each column."""
-    for j in range(cuda.grid(1), lengths.size, cuda.gridsize(1)):
-        before = 0
-        for group in range(counts.shape[0]):
-            count = counts[group, j]
-            counts[group, j] = before
-            before += count
-        lengths[j] = before
-
-
-@device_kernel(lambda places: over_groups(places.shape[0], n_threads=LEAST_THREADS), "l1 i1 l1 i2 i1")
-def _list_rows(indptr, indices, starts, places, rows):
-    """Write the rows of each column, ascending; a block takes the rows of a group one after the other.
-
-    A row has a column once, so that it does not matter which of its entries comes first.
-    """
-    n_groups, n_rows = places.shape[0], indptr.size - 1
-    height = (n_rows + n_groups - 1) // n_groups
-    for group in range(cuda.blockIdx.x, n_groups, cuda.gridDim.x):
-        for i in range(smaller(group * height, n_rows), smaller((group + 1) * height, n_rows)):
-            t = indptr[i] + cuda.threadIdx.x
-            while t < indptr[i + 1]:
-                j = indices[t]
-                rows[starts[j] + cuda.atomic.add(places, (group, j), 1)] = i
-                t += cuda.blockDim.x
-            cuda.syncthreads()
-
-
 def _over_grams(left, out) -> Launch:
     return _forming(out.shape[0], left.shape[1], left.dtype.itemsize, PANEL)
 
@@ -163,30 +115,22 @@ def add_column_grams(stripes: Any, indptr: Any, indices: Any, left: Any, out: An
     Raises
     ------
     DeviceMemoryError
-        If there is no room for the list of rows: 4 bytes an entry, and up to 128 MiB of counts.
+        If there is no room for the list of rows: 4 bytes an entry, and what ``swap_axes`` counts with.
 
     Notes
     -----
     The entries come by row. Adding to columns from there takes k (k + 1) / 2 atomic additions an entry, ten times and
     more what everything else here takes, in an order that no two runs share. So the rows of each column are listed
-    first, by counting: rows in up to 1024 groups, a block each. Of this, the column's lengths travel to the processor
-    and their sums back.
+    first, by ``swap_axes``.
 
-    Memory traffic: an entry's index is read twice and its row written and read, 16 bytes with atomic additions to two
-    numbers of 4 bytes; groups times columns numbers of 4 bytes are written and read three times. Then an entry reads k
-    elements of U, gathered in runs of four, for k (k + 1) / 2 multiply-adds out of shared memory; a column reads and
-    writes factor_size(k). A column is one block's: the longest bounds the time where it has more than about a
-    thousandth of the entries.
+    Memory traffic: that of the list, which is read once more. Then an entry reads k elements of U, gathered in runs of
+    four, for k (k + 1) / 2 multiply-adds out of shared memory; a column reads and writes factor_size(k). A column is
+    one block's: the longest bounds the time where it has more than about a thousandth of the entries.
     """
     n_rows, n_cols = indptr.size - 1, out.shape[0]
     if min(n_rows, n_cols, indices.size) == 0:
         return
-    n_groups = max(min(n_rows, _MOST_GROUPS, _MOST_COUNTS // n_cols), 1)
-    counts, lengths, rows = empty((n_groups, n_cols), np.int32), empty(n_cols, np.int64), empty(indices.size, np.int32)
-    _count_columns(indptr, indices, counts)
-    _set_places(counts, lengths)
-    starts = put(np.concatenate([[0], np.cumsum(fetch(lengths))]))
-    _list_rows(indptr, indices, starts, counts, rows)
+    starts, rows = list_rows(indptr, indices, n_cols)
     _add_grams(starts, rows, left, out)
 
 

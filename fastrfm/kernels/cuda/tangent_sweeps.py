@@ -25,7 +25,7 @@ from fastrfm._cuda import (
     device_kernel,
     over_groups,
     over_items,
-    scratch,
+    scratch_rows,
 )
 from fastrfm.kernels.cuda._chunks import smaller
 from fastrfm.kernels.cuda._tangent_systems import TEAM, add_teams, room_pitch, solve, threads_for
@@ -270,8 +270,8 @@ def eliminated_sweep(
         _sweep(0, n_parts, *system, factors, *out)
         return
     n_formed = max(min(n_rows, _FACTOR_BYTES // max(size * left.dtype.itemsize, 1)), 1)
-    formed = scratch("row factors", (n_formed, size), left.dtype)
-    for first_row in range(0, n_rows, n_formed):
+    formed = scratch_rows("row factors", n_formed, size, left.dtype)
+    for first_row in range(0, n_rows, formed.shape[0]):
         factor_some_rows(first_row, indptr, indices, basis, penalty, formed)
         _sweep(first_row, n_parts, *system, formed, *out)
 
