@@ -69,6 +69,7 @@ def test_memory_must_be_an_amount(data, memory):
     assert_fails(outcome, "memory must be a number of bytes such as 512M or 2G", 2)
 
 
+@pytest.mark.compiled_only
 def test_a_checkpoint_goes_when_the_result_is_there(data):
     state = data.parent / "state.h5"
     outcome = run("complete", data, "-o", data.parent / "result.h5", "--checkpoint", state, "--every", 1)

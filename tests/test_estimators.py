@@ -80,6 +80,7 @@ def naive_rows(model, table):
 # --- fitting ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.compiled_only
 def test_fit_transform_recovers_and_keeps_what_was_given(exact):
     truth, table, model, completed = exact
     np.testing.assert_allclose(completed, truth, atol=1e-5)
@@ -88,6 +89,7 @@ def test_fit_transform_recovers_and_keeps_what_was_given(exact):
     assert completed.dtype == np.float64 and model.rank_ == RANK and model.stop_reason_ == "converged"
 
 
+@pytest.mark.compiled_only
 def test_observed_entries_are_kept_where_the_estimate_differs(ridged):
     table = noisy_table()
     completed = clone(ridged).fit_transform(table)
@@ -186,6 +188,7 @@ def test_fitted_rows_come_out_as_fitted(exact):
     np.testing.assert_allclose(model.transform(table), completed, atol=1e-6)
 
 
+@pytest.mark.compiled_only
 @pytest.mark.parametrize("method", ["dense", "factored"])
 def test_fitted_rows_come_out_as_fitted_with_a_ridge(method):
     table = noisy_table()
@@ -193,6 +196,7 @@ def test_fitted_rows_come_out_as_fitted_with_a_ridge(method):
     np.testing.assert_allclose(model.fit_transform(table), model.transform(table), atol=1e-4)
 
 
+@pytest.mark.compiled_only
 def test_fitted_rows_come_out_as_fitted_with_offsets(offset):
     table, _ = offset
     model = MatrixCompletion(ridge=2.0, tol=1e-10, offsets=True)
@@ -292,6 +296,7 @@ def test_scaling_the_data_scales_the_answer(exact):
 # --- kinds of input -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.compiled_only
 def test_data_frames_lend_their_names(exact):
     _, table, _, completed = exact
     columns = [f"item {j}" for j in range(24)]
@@ -326,6 +331,7 @@ def test_data_frames_of_other_kinds():
         MatrixCompletion().fit(pd.DataFrame({"a": ["x", "y"], "b": [1, 2]}))
 
 
+@pytest.mark.compiled_only
 @pytest.mark.parametrize("kind", [scipy.sparse.csr_matrix, scipy.sparse.csc_array, scipy.sparse.coo_array])
 def test_sparse_input_has_its_stored_entries_observed(exact, kind):
     _, table, _, completed = exact
@@ -350,6 +356,7 @@ def test_observations_and_lists_are_tables_too(exact):
     np.testing.assert_allclose(model.transform([[None] * 24])[0], model.column_means_)
 
 
+@pytest.mark.compiled_only
 def test_read_only_and_strided_input_stays_as_it_is(exact):
     _, table, _, completed = exact
     wide = np.repeat(table, 2, axis=1)

@@ -29,8 +29,7 @@ from fastrfm.similarity import most_similar
 
 NAN = np.nan
 GIVEN = {"rank": 2, "ridge": 0.5, "agop_power": 0.5, "offsets": False, "implicit": 0, "bounds": None}
-EITHER = pytest.mark.parametrize("options", [{}, GIVEN], ids=["automatic", "given"])
-SLOW_EITHER = pytest.mark.parametrize(
+EITHER = pytest.mark.parametrize(
     "options", [pytest.param({}, marks=pytest.mark.compiled_only), GIVEN], ids=["automatic", "given"]
 )
 
@@ -228,7 +227,7 @@ def test_questions_before_fit_are_refused(fitted):
 # --- scikit-learn -------------------------------------------------------------------------------------------------
 
 
-@SLOW_EITHER
+@EITHER
 def test_in_a_pipeline(options):
     table, truth = table_of()
     target = truth @ np.arange(8.0)
@@ -254,7 +253,7 @@ def test_in_a_search():
     assert alone.best_params_ == {"rank": 2}
 
 
-@SLOW_EITHER
+@EITHER
 def test_beside_other_transformers(options):
     frame = frame_of(table_of()[0])
     frame["kind"] = np.arange(40.0)

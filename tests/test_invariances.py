@@ -91,6 +91,7 @@ def test_permuting_rows_and_columns_commutes(method, seed):
     np.testing.assert_allclose(other.to_dense(), one.to_dense()[np.ix_(rows, cols)], atol=1e-6)
 
 
+@pytest.mark.compiled_only
 @METHODS
 @pytest.mark.parametrize("shape", [(30, 24), (24, 30), (26, 26)])
 def test_transposing_transposes(method, shape):

@@ -77,6 +77,7 @@ def test_weights_go_with_their_entries():
     assert back.values.tolist() == [1.0, 2.0, 8.0, 3.0] and back.weights.tolist() == [2.0, 3.0, 1.0, 4.0]
 
 
+@pytest.mark.compiled_only
 @pytest.mark.parametrize("options", [{"huber": 1.0}, {"count_power": 0.3}, {"offsets": "joint"}], ids=str)
 def test_what_steps_do_not_know_is_fitted_anew_without_a_search(options):
     first, second, both = divided(table_of(30, 18)[1], (0.5, 0.2))
@@ -257,6 +258,7 @@ def test_the_updated_result_is_a_whole_one(tmp_path):
         np.testing.assert_array_equal(read_result(tmp_path / f"{offsets}.h5").to_dense(), result.to_dense())
 
 
+@pytest.mark.compiled_only
 def test_new_entries_of_exact_data_cost_little():
     truth, _ = table_of(40, 24, noise=0.0)
     first, second, _ = divided(truth, (0.6, 0.2))
@@ -375,6 +377,7 @@ def test_options_stay_those_of_the_fit(named):
     assert twin.result_.options["ridge"] == 0.1 and twin.ridge == 99.0
 
 
+@pytest.mark.compiled_only
 def test_automatic_bounds_follow_the_scale():
     rng = np.random.RandomState(0)
     stars = rng.randint(1, 6, (40, 30)).astype(float)

@@ -315,6 +315,7 @@ LABELS = st.text(
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 
 
+@pytest.mark.compiled_only
 @settings(max_examples=60, deadline=None)
 @given(st.dictionaries(st.tuples(LABELS, LABELS), FINITE, min_size=1, max_size=12), st.sampled_from(",;\t"))
 def test_csv_round_trip(tmp_path_factory, table, delimiter):

@@ -204,6 +204,7 @@ def test_small_changes_of_the_low_rank_part_do_not_cancel():
     assert regress_rows(problem.observations, features, moved).change == pytest.approx(1e-12 * np.sqrt(45), rel=1e-3)
 
 
+@pytest.mark.compiled_only
 def test_both_methods_find_the_same_limit():
     problem = low_rank_problem(30, 24, 2, oversampling=4.0, seed=3)
     found = [complete(problem.observations, method=method, tol=1e-8).to_dense() for method in ("dense", "factored")]
@@ -512,6 +513,7 @@ def test_whole_numpy_numbers_are_taken(method):
     assert result.rank == 1
 
 
+@pytest.mark.compiled_only
 @METHODS
 def test_the_same_seed_gives_the_same_bits(method):
     problem = low_rank_problem(16, 12, 2, oversampling=2.5, seed=8)

@@ -101,6 +101,7 @@ def test_sources(ridge, tmp_path):
             np.testing.assert_allclose(model.predict(source), wanted.predict(X), atol=1e-6)
 
 
+@pytest.mark.compiled_only
 @pytest.mark.parametrize("options", [{"ridge": 1.0}, {"ridge": 1.0, "smoothing": 0.3}, {"ridge": 0.0}], ids=str)
 @pytest.mark.parametrize("dtypes", [("f8", "i4", "i4"), ("f4", "i8", "i8"), ("i2", "u4", "u8")])
 def test_compressed_rows_of_a_file(options, dtypes, tmp_path):

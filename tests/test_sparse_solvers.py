@@ -245,6 +245,7 @@ def test_every_kind_of_design_is_the_same_matrix(shape, tmp_path):
         np.testing.assert_allclose((system + 0.3 * np.eye(shape[0])) @ found, dual, atol=1e-8)
 
 
+@pytest.mark.compiled_only
 @pytest.mark.parametrize("options", [{"ridge": 1.0}, {"ridge": 1.0, "agop_power": 0.2}, {}, {"linear_solver": "cg"}])
 @pytest.mark.parametrize("shape", [(30, 60), (60, 25)])
 def test_every_kind_of_design_gives_the_same_answer(options, shape, tmp_path):

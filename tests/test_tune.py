@@ -78,6 +78,7 @@ def test_unusable_numbers_of_folds(folds):
         assign_folds(10, folds)
 
 
+@pytest.mark.compiled_only
 def test_fits_equal_fits_made_one_by_one():
     observations, grid = noisy(), [Setting(0.25, 2.0, True), Setting(0.5, 1.0, False)]
     found = cross_validate(observations, grid, 3, 5, options=CompletionOptions(rank=4, tol=1e-3))

@@ -351,6 +351,7 @@ def test_nothing_of_the_caller_is_changed():
         np.testing.assert_array_equal(array, wanted)
 
 
+@pytest.mark.compiled_only
 def test_row_factors_that_are_not_kept_change_no_bit(monkeypatch):
 
     problem = recoverable(seed=8)

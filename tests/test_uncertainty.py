@@ -121,6 +121,7 @@ def test_scaling_the_data_scales_the_errors(options):
     np.testing.assert_allclose(other, scale * one, rtol=1e-5)
 
 
+@pytest.mark.compiled_only
 @pytest.mark.parametrize("options", OPTIONS)
 def test_permuting_and_transposing_permute_and_transpose(options):
     _, observations = problem()
@@ -160,6 +161,7 @@ def test_blocks_in_a_file_give_the_same_bits(tmp_path):
         np.testing.assert_array_equal(found.scores, calibrate(result, held_out, observations=observations).scores)
 
 
+@pytest.mark.compiled_only
 def test_rows_and_columns_without_observations():
     truth, observations = problem()
     rows, cols, _ = observations.to_coo()
@@ -297,6 +299,7 @@ def test_intervals_of_one_width_and_of_many():
         prediction_intervals(result, *grid, 0.8, calibration=calibrate(result, held_out), observations=kept)
 
 
+@pytest.mark.compiled_only
 def test_scores_of_a_selection_leave_its_entries_out():
     _, observations = problem()
     kept, held_out = held_out_of(observations)

@@ -318,6 +318,7 @@ def test_the_estimator_takes_weights_as_a_table_of_the_same_shape():
 # --- units ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.compiled_only
 def test_the_unit_of_weights_does_not_matter():
     observations = weighted()
     wanted = fit_offsets(observations)
