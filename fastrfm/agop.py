@@ -127,10 +127,9 @@ def penalty(singular_values: np.ndarray, agop_power: Power, smoothing: float) ->
     """
     sigma = np.atleast_1d(np.asarray(singular_values, dtype=np.float64))
     if not callable(agop_power):
-        power = 2.0 - 4.0 * agop_power
-        if abs(power) < 1e-12:
-            return float(0.5 * np.log1p((sigma / smoothing) ** 2).sum())
-        return float((((sigma**2 + smoothing**2) ** (0.5 * power) - smoothing**power) / power).sum())
+        return float(
+            _penalties(sigma / smoothing, 2.0 - 4.0 * agop_power).sum() * smoothing ** (2.0 - 4.0 * agop_power)
+        )
     from scipy.integrate import quad
 
     def slope(log_ratio: float) -> float:  # t = ε sinh(s): decades of σ/ε are covered evenly
@@ -140,6 +139,15 @@ def penalty(singular_values: np.ndarray, agop_power: Power, smoothing: float) ->
 
     ends = [math.asinh(size / smoothing) for size in sigma if size > 0.0]
     return float(sum(quad(slope, 0.0, end, epsabs=0.0, limit=400)[0] for end in ends))
+
+
+def _penalties(ratios: np.ndarray, power: float) -> np.ndarray:
+    """Return [(1 + t²)^(p/2) − 1] / p for every ratio t, or at p = 0 its limit, without cancellation."""
+    ratios = np.abs(ratios)
+    small = np.minimum(ratios, 1.0)
+    # ½ log(1 + t²) in two pieces: no square overflows, and none is lost beside the one.
+    logs = 0.5 * np.log1p(small**2) + np.where(ratios > 1.0, np.log(np.hypot(1.0, ratios) / np.sqrt(2.0)), 0.0)
+    return np.asarray(logs if abs(power) < 1e-12 else np.expm1(power * logs) / power)
 
 
 def feature_gram(

@@ -294,7 +294,11 @@ class OperatorMeasurements(Measurements):
         return _real(self.operator.matvec(np.ascontiguousarray(matrix).reshape(-1)), "matvec")
 
     def adjoint(self, dual: np.ndarray) -> np.ndarray:
-        return _real(self.operator.rmatvec(dual), "rmatvec").reshape(self.shape[1:])
+        try:
+            image = self.operator.rmatvec(dual)
+        except NotImplementedError as error:
+            raise InputError("the LinearOperator has no rmatvec: give it the adjoint of its matvec") from error
+        return _real(image, "rmatvec").reshape(self.shape[1:])
 
     def products(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         n, n_rows, n_cols = self.shape

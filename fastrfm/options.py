@@ -5,6 +5,7 @@ Imports nothing heavy, so that ``fastrfm --help`` stays fast. Names as in ``docs
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Callable
@@ -202,6 +203,8 @@ def name_of(agop_power: Power) -> Any:
     """Return a number as it is, and a function by its name: what files and messages say."""
     if not callable(agop_power):
         return agop_power
+    if isinstance(agop_power, functools.partial):
+        return f"functools.partial({name_of(agop_power.func)})"
     name = getattr(agop_power, "__qualname__", type(agop_power).__qualname__)
     return f"{getattr(agop_power, '__module__', None) or '?'}.{name}"
 

@@ -164,9 +164,10 @@ class SparseRegressionCV(LinearRegressor):
     def _options(self, features: Features) -> list[SparseOptions]:
         shared: dict[str, Any] = {"fit_intercept": self.fit_intercept, "tol": self.tol, "max_iter": self.max_iter}
         shared["device"] = with_device(SparseOptions(device=self.device), features).device
-        options = [SparseOptions(ridge=1.0, agop_power=power, **shared) for power in self.agop_powers]
+        powers = list(self.agop_powers) if isinstance(self.agop_powers, Iterable) else []
+        options = [SparseOptions(ridge=1.0, agop_power=power, **shared) for power in powers]
         if not options or not all(option.is_sharp for option in options):
-            raise InputError(f"agop_powers must be numbers of at least 0.25, got {self.agop_powers!r}")
+            raise InputError(f"agop_powers must be a list of numbers of at least 0.25, got {self.agop_powers!r}")
         return options
 
     def _grid(self, data: tuple[Any, ...], options: SparseOptions) -> np.ndarray:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +106,21 @@ def test_penalty_of_a_power(agop_power):
         want = penalty(sizes, agop_power, smoothing)
         assert penalty(sizes, lambda g: g**agop_power, smoothing) == pytest.approx(want, rel=1e-7)
     assert penalty([3.0], 0.25, 1e-12) == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("agop_power", [0.25, 0.375, 0.5, 0.75, 1.0])
+def test_penalty_of_a_power_keeps_its_digits(agop_power):
+    power, smoothing = 2 - 4 * Decimal(agop_power), Decimal("0.7")
+    for size in ("1e-12", "1e-5", "0.3", "0.7", "2", "1e4", "1e9"):
+        ratio = 1 + (Decimal(size) / smoothing) ** 2
+        want = (ratio ** (power / 2) - 1) / power if power else ratio.ln() / 2
+        assert penalty([float(size)], agop_power, 0.7) == pytest.approx(float(want * smoothing**power), rel=1e-14)
+    assert penalty([1e200, 0.0], 0.25, 1.0) == pytest.approx(1e200, rel=1e-12)
+
+
+def test_names_of_functions_in_messages():
+    assert name_of(functools.partial(mixed)) == f"functools.partial({__name__}.mixed)"
+    assert name_of(0.5) == 0.5
 
 
 @pytest.mark.compiled_only

@@ -459,6 +459,7 @@ WRONG_ADJOINT = LinearOperator((3, 4), matvec=lambda x: FLAT @ x, rmatvec=lambda
         (GOOD, 1e200 * Y, {}, "float64"),
         ((1e200 * np.ones((3, 2)), np.ones((3, 2))), Y, {}, "float64"),
         (WRONG_ADJOINT, Y, {"shape": (2, 2)}, "not the adjoint"),
+        (LinearOperator((3, 4), matvec=lambda x: FLAT @ x), Y, {"shape": (2, 2)}, "has no rmatvec"),
         (GOOD, Y, {"ridge": -1.0}, "ridge"),
         (GOOD, Y, {"agop_power": 0.6}, "sides"),
         (GOOD, Y, {"sides": "rows"}, "sides"),

@@ -280,6 +280,9 @@ def test_cross_validation_folds_and_errors():
     np.testing.assert_array_equal(given.cv_results_["mean_error"], pairs.cv_results_["mean_error"])
     both = SparseRegressionCV([0.5], n_ridges=8, cv=3).fit(X, np.column_stack([y, y]))
     np.testing.assert_allclose(both.coef_[0], both.coef_[1])
+    for wrong in ({"agop_powers": 0.5}, {"agop_powers": np.sqrt}):
+        with pytest.raises(InputError, match="agop_powers must be a list"):
+            SparseRegressionCV(**wrong).fit(X, y)
     for wrong in ({"agop_powers": [0.2]}, {"agop_powers": []}, {"cv": 1}, {"cv": [(np.arange(3), np.arange(3, 6))]}):
         with pytest.raises(InputError):
             SparseRegressionCV(**wrong).fit(X, y)
