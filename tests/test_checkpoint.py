@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -20,8 +21,9 @@ from fastrfm import atomic
 from fastrfm.errors import CheckpointWarning, FileFormatError, InputError, NotConvergedWarning, WriteError
 from fastrfm.observations import Observations
 from fastrfm.results import CompletionResult
-from fastrfm.solvers.checkpoint import digest
+from fastrfm.solvers.checkpoint import Checkpoint, digest
 from fastrfm.solvers.completion import complete
+from fastrfm.solvers.descent import Descent
 from fastrfm.store import open_observations, read_result, write_observations
 
 
@@ -241,3 +243,90 @@ def test_a_killed_command_is_resumed(tmp_path, number):
     np.testing.assert_array_equal(found.left, wanted.left)
     np.testing.assert_array_equal(found.history["change"], wanted.history["change"])
     assert not state.exists()
+
+
+# --- searches of options ----------------------------------------------------------------------------------------------
+
+
+def noisy() -> Observations:
+    rng = np.random.default_rng(5)
+    matrix = rng.standard_normal((70, 2)) @ rng.standard_normal((2, 40)) + rng.standard_normal((70, 1))
+    matrix += 0.4 * rng.standard_normal(matrix.shape)
+    return Observations.from_dense(np.where(rng.random(matrix.shape) < 0.5, matrix, np.nan))
+
+
+class Counted:
+    """Iterations of searches and refits, and an end after so many states that were written."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.n_steps = self.n_written = 0
+        self.most = -1
+        step, write = Descent.step, Checkpoint.write
+
+        def counted_step(descent, *args):
+            self.n_steps += 1
+            step(descent, *args)
+
+        def counted_write(keeper, *args):
+            write(keeper, *args)
+            self.n_written += 1
+            if self.n_written == self.most:
+                raise Killed
+
+        monkeypatch.setattr(Descent, "step", counted_step)
+        monkeypatch.setattr(Checkpoint, "write", counted_write)
+
+    def __call__(self, observations: Observations, options: dict, **more) -> CompletionResult:
+        self.n_steps = self.n_written = 0
+        return complete(observations, **options, **more)
+
+
+SEARCHES = {
+    "everything": {**dict.fromkeys(("ridge", "agop_power", "offsets", "implicit"), "auto")},
+    "ridge alone": {"ridge": "auto", "agop_power": 0.375, "rank": 4},
+    "outliers": {"ridge": "auto", "agop_power": 0.25, "huber": 1.345},
+}
+
+
+@pytest.mark.compiled_only
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_killed_search_goes_on_to_the_same_choice(monkeypatch, tmp_path, name):
+    observations, options, counted, path = noisy(), SEARCHES[name], Counted(monkeypatch), tmp_path / "state.h5"
+    whole = counted(observations, options)
+    n_whole = counted.n_steps
+    counted(observations, options, checkpoint=tmp_path / "whole.h5", every=9)
+    n_states = counted.n_written
+    assert n_states > 6 and counted.n_steps == n_whole
+    for most in (n_states // 2,) if name == "outliers" else (1, 2, 5, n_states // 2, n_states - 2):
+        counted.most = most
+        with pytest.raises(Killed):
+            counted(observations, options, checkpoint=path, every=9)
+        n_before, counted.most = counted.n_steps, -1
+        found = counted(observations, options, checkpoint=path, every=9, resume=True)
+        assert counted.n_steps < n_whole - n_before + 12  # nothing but what came after the last state is done again
+        assert_same(found, whole)
+        assert_same_selection(found.selection, whole.selection)
+        path.unlink()
+
+
+@pytest.mark.compiled_only
+def test_a_search_that_is_killed_again_and_again_ends(monkeypatch, tmp_path):
+    observations, options, counted, path = noisy(), SEARCHES["everything"], Counted(monkeypatch), tmp_path / "state.h5"
+    whole, counted.most, n_runs = counted(observations, options), 2, 0
+    n_whole, n_all, found = counted.n_steps, 0, None
+    while found is None:
+        n_runs += 1
+        with contextlib.suppress(Killed):
+            found = counted(observations, options, checkpoint=path, every=20, resume=True)
+        n_all += counted.n_steps
+    assert n_runs > 3 and n_all < 1.5 * n_whole
+    assert_same(found, whole)
+    assert_same_selection(found.selection, whole.selection)
+    assert np.all(np.diff(found.selection.fits["seconds"]) > 0.0)
+
+
+def assert_same_selection(found, wanted) -> None:
+    assert found.chosen == wanted.chosen and set(found.fits) == set(wanted.fits)
+    for name in set(wanted.fits) - {"seconds"}:
+        np.testing.assert_array_equal(found.fits[name], wanted.fits[name])
+    np.testing.assert_array_equal(found.predicted, wanted.predicted)

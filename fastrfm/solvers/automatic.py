@@ -1,7 +1,7 @@
 """Completion with options to choose: is the matrix exactly of low rank? If not, choose on entries held out, and refit.
 
-Flow: ``completion`` -> here -> ``two_sided`` (exact data), or ``selection`` and ``descent``. With a checkpoint what was
-chosen is kept, and the refit goes on where it was; the search itself begins anew, to the same choice.
+Flow: ``completion`` -> here -> ``two_sided`` (exact data), or ``selection`` and ``descent``. With a checkpoint the
+search goes on after a kill, to the same choice, and so does the refit.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from fastrfm.errors import InputError
 from fastrfm.observations import Observations
 from fastrfm.options import TWO_SIDED_POWER, CompletionOptions
 from fastrfm.results import Offsets, Selection
+from fastrfm.solvers import journal
 from fastrfm.solvers.checkpoint import Checkpoint
 from fastrfm.solvers.choice import PATIENCE, is_answer, options_of_try
 from fastrfm.solvers.descent import Stage, follow
@@ -84,7 +85,9 @@ class AutomaticFit:
 
     def _takes_up(self) -> bool:
         """Return whether a checkpoint holds the state of this very fit, whose choice is then made already."""
-        return self._choice is not None and self._keeper is not None and self._keeper.begin is not None
+        if self._choice is None or self._keeper is None or journal.is_in(self._keeper):
+            return False
+        return self._keeper.begin is not None
 
     def _chosen(
         self,
@@ -95,7 +98,8 @@ class AutomaticFit:
     ) -> Choice | Outcome:
         options, side = self._options, self._side
         is_scale, is_first = scale_bounds(observations) is not None, self._n_choices == 0
-        exact = _exact(observations, options, side, callback) if is_first and not is_scale else None
+        is_tried = is_first and not is_scale and not journal.is_in(self._keeper)  # a search begins where that failed
+        exact = _exact(observations, options, side, callback) if is_tried else None
         if exact is not None:
             return exact
         divided = self._divided(observations)
@@ -103,7 +107,7 @@ class AutomaticFit:
             if options.huber is not None:
                 raise InputError("huber needs a ridge, and there are too few entries to choose one on: give one")
             return run(observations, options.settled(), side, callback, None, self._keeper, offsets)
-        choice = choose(*divided, options, side, bounds)
+        choice = choose(*divided, options, side, bounds, keeper=self._keeper)
         is_near = choice.selection.rmse < _NEARLY_EXACT * float(np.std(choice.selection.values))
         if is_first and is_scale and is_near:
             exact = _exact(observations, options, side, callback)

@@ -23,8 +23,10 @@ from fastrfm.kernels.residual import predict_pairs
 from fastrfm.observations import Observations
 from fastrfm.options import AUTO, FACTORED_POWER, CompletionOptions
 from fastrfm.results import Offsets, Selection
+from fastrfm.solvers.checkpoint import Checkpoint
 from fastrfm.solvers.count_scales import count_scales, rescaled
 from fastrfm.solvers.descent import Descent, Stage
+from fastrfm.solvers.journal import Journal
 from fastrfm.solvers.offsets import fit_offsets
 from fastrfm.solvers.outliers import huber_losses
 from fastrfm.solvers.placement import placed
@@ -169,6 +171,7 @@ def choose(
     side: SideInformation,
     bounds: tuple[float, float] | None = None,
     progress: Callable[[int, float], object] | None = None,
+    keeper: Checkpoint | None = None,
 ) -> Choice:
     """Return the options that predict the entries held out best, those that are not "auto" as they are.
 
@@ -183,8 +186,10 @@ def choose(
         Predictions are cut to them.
     progress : callable, optional
         Called after each fit with the number of fits and the least RMSE so far.
+    keeper : Checkpoint, optional
+        Takes the search's state, and gives it back after a kill.
     """
-    search = _Search(kept, held_out, options, side, bounds, progress)
+    search = _Search(kept, held_out, options, side, bounds, progress, Journal(keeper))
     for scouted in _variants(options, kept):
         search.scout(search.settled(scouted))
     given = options.agop_power
@@ -195,6 +200,7 @@ def choose(
             break
     if given == AUTO and search.best().options.agop_power == FACTORED_POWER:
         search.climb(FACTORED_POWER)
+    search.journal.close()
     return search.choice()
 
 
@@ -219,13 +225,15 @@ class _Search:
     side: SideInformation
     bounds: tuple[float, float] | None
     progress: Callable[[int, float], object] | None
+    journal: Journal
     fits: list[_Fit] = field(default_factory=list)
     notes: list[dict[str, float]] = field(default_factory=list)
     base: _Fit | None = None  # the best of the scouts, from which climbs begin
     base_descent: Descent | None = None
+    n_base: int = -1  # the number of the fit that left it there
 
     def __post_init__(self) -> None:
-        self._start = perf_counter()
+        self._start = perf_counter() - (self.journal.seconds[-1] if self.journal.seconds else 0.0)
         self._patience = _PATIENCE if self.kept.is_weighted else 1
         rows, cols, self._values = self.held_out.to_coo()
         self._rows, self._cols = rows.astype(np.int64), cols.astype(np.int64)
@@ -251,13 +259,13 @@ class _Search:
 
     def fit(self, options: CompletionOptions, descent: Descent, schedule: tuple[Stage, ...]) -> _Fit:
         """Go on along the last stage of a schedule and note the held-out error."""
-        stage = schedule[-1]
-        weight = descent.observations.mean_weight
-        smoothing = ridge_smoothing(stage.ridge, stage.agop_power, options.effective_tol, weight)
-        for _ in range(stage.n_iter):
-            check()
-            descent.step(stage.agop_power, stage.ridge, smoothing)
-        predicted = self.predict(self.variant(options), descent)
+        stage, n = schedule[-1], len(self.fits)
+        predicted = self.journal.recall(n, descent)
+        is_new = predicted is None
+        if predicted is None:
+            predicted = self._predicted_after(stage, options, descent)
+            base = None if self.base_descent is None else (self.n_base, self.base_descent)
+            self.journal.note(predicted, perf_counter() - self._start, stage.n_iter, descent, base)
         square = self._losses(predicted)
         error = self._error(predicted)
         settled = replace(options, agop_power=stage.agop_power, ridge=stage.ridge)
@@ -273,12 +281,20 @@ class _Search:
                 "rmse": error,
                 "standard_error": float(square.std() / np.sqrt(square.size)),
                 "n_iter": sum(part.n_iter for part in schedule),
-                "seconds": perf_counter() - self._start,
+                "seconds": self.journal.seconds[n],
             }
         )
-        if self.progress is not None:
+        if self.progress is not None and is_new:
             self.progress(len(self.fits), self.best().error)
         return fit
+
+    def _predicted_after(self, stage: Stage, options: CompletionOptions, descent: Descent) -> np.ndarray:
+        weight = descent.observations.mean_weight
+        smoothing = ridge_smoothing(stage.ridge, stage.agop_power, options.effective_tol, weight)
+        for _ in range(stage.n_iter):
+            check()
+            descent.step(stage.agop_power, stage.ridge, smoothing)
+        return self.predict(self.variant(options), descent)
 
     def _error(self, predicted: np.ndarray) -> float:
         return float(np.sqrt(np.mean(self._losses(predicted))))
@@ -316,7 +332,7 @@ class _Search:
             schedule = (*schedule, Stage(FACTORED_POWER, ridge, self._patience * n_steps))
             fit = self.fit(options, descent, schedule)
             if self.base is None or fit.error < self.base.error:
-                self.base, self.base_descent = fit, descent.copy()
+                self.base, self.base_descent, self.n_base = fit, descent.copy(), len(self.fits) - 1
             is_hopeless = fit.error > _HOPELESS * self.base.error and fit.rank > _HOPELESS_SHARE * self.base.rank
             has_begun = least < (1.0 - _BEGUN) * nothing or fit.error > (1.0 + _BEGUN) * nothing
             if is_hopeless or (has_begun and fit.error > least * (1.0 + _WORTH)):
@@ -329,6 +345,7 @@ class _Search:
         assert self.base is not None and self.base_descent is not None
         ridge = self.base.options.ridge / _CLIMB_FACTOR
         stage = Stage(FACTORED_POWER, ridge, self._patience * _SETTLING_STEPS)
+        self.n_base = len(self.fits)  # this fit itself takes the descent on
         self.base = self.fit(self.base.options, self.base_descent, (*self.base.schedule, stage))
 
     def climb(self, power: float) -> bool:
