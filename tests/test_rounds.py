@@ -221,6 +221,21 @@ def test_a_killed_automatic_run_with_outliers_goes_on_to_the_same_bits(tmp_path)
         np.testing.assert_array_equal(again.to_dense(), whole.to_dense())
 
 
+@pytest.mark.compiled_only
+def test_outliers_are_not_overlooked_where_the_rank_is_given():
+    rng = np.random.default_rng(5)
+    truth = rng.standard_normal((70, 2)) @ rng.standard_normal((2, 40)) + rng.standard_normal((70, 1))
+    shown = np.where(rng.random(truth.shape) < 0.5, truth + 0.4 * rng.standard_normal(truth.shape), np.nan)
+    observations = Observations.from_dense(shown)
+    weighted = observations.with_weights(rng.uniform(0.2, 5.0, observations.n_observed))
+    options = {"ridge": "auto", "agop_power": 0.25, "rank": 3}
+    assert complete(observations, **options).options["method"] == "two-sided"  # which knows neither
+    assert complete(observations, huber=1.345, **options).options["method"] == "factored"
+    assert complete(weighted, **options).options["method"] == "factored"
+    exact = Observations.from_dense(np.where(np.isfinite(shown), truth, np.nan))
+    assert complete(exact, huber=1.345, **options).options["method"] == "two-sided"
+
+
 def test_iterations_count_on_from_round_to_round():
     observations, _ = problem(shape=(20, 14))
     seen: list[int] = []

@@ -65,14 +65,55 @@ def test_the_choice_is_nearly_as_good_as_the_best_ridge_in_hindsight():
     observations, truth = noisy()
     result = automatic(observations)
     fits = result.selection.fits
-    assert result.stop_reason == "schedule" and result.options["offsets"] and result.options["ridge"] > 0.0
-    assert result.n_iter == fits["n_iter"][result.selection.chosen]
+    assert result.options["ridge"] > 0.0
+    assert fits["rmse"][result.selection.chosen] == fits["rmse"].min()
     hindsight = min(
         error(complete(observations, ridge=ridge, agop_power=power, offsets=True, max_iter=300), truth)
         for ridge in (1.0, 3.0, 6.0, 12.0, 25.0, 50.0, 100.0)
         for power in (0.25, 0.375)
     )
     assert error(result, truth) < 1.1 * hindsight
+
+
+def nearly_exact(noise: float, seed: int = 0) -> tuple[Observations, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    truth = rng.standard_normal((70, 2)) @ rng.standard_normal((2, 40)) + rng.standard_normal((70, 1))
+    shown = truth + noise * rng.standard_normal(truth.shape)
+    return Observations.from_dense(np.where(rng.random(truth.shape) < 0.5, shown, np.nan)), truth
+
+
+@pytest.mark.compiled_only
+@pytest.mark.parametrize("noise", [0.02, 0.05, 0.4])
+def test_small_noise_is_completed_nearly_as_well_as_with_the_rank_known(noise):
+    observations, truth = nearly_exact(noise)
+    result = automatic(observations)
+    known = complete(observations, rank=3, method="two-sided")
+    assert error(result, truth) < 1.35 * error(known, truth)
+    fits, chosen = result.selection.fits, result.selection.chosen
+    assert fits["rmse"][chosen] == fits["rmse"].min() < fits["rmse"][: fits["n_iter"].size // 2].min()
+
+
+@pytest.mark.compiled_only
+def test_large_noise_and_much_work_need_no_limits(monkeypatch):
+    def refuse(*args):
+        raise AssertionError("went to a limit")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("fastrfm.solvers.selection._Search._limit", refuse)
+        automatic(nearly_exact(1.0)[0])
+        patched.setattr("fastrfm.solvers.selection._LIMIT_WORK", 1e5)
+        assert automatic(nearly_exact(0.05)[0]).stop_reason == "schedule"
+    options = {"ridge": "auto", "agop_power": 0.5, "offsets": False}
+    for given, found in {"auto": "dense", "factored": "factored"}.items():
+        assert complete(nearly_exact(0.05)[0], method=given, **options).options["method"] == found
+
+
+@pytest.mark.compiled_only
+def test_a_limit_that_takes_long_is_cut_where_it_was_judged(monkeypatch):
+    monkeypatch.setattr("fastrfm.solvers.selection.LIMIT_STEPS", 25)
+    monkeypatch.setattr("fastrfm.solvers.automatic.LIMIT_STEPS", 25)
+    result = automatic(nearly_exact(0.05)[0])
+    assert result.stop_reason == "schedule" and result.n_iter == 25 and result.options["max_iter"] > 25
 
 
 @pytest.mark.parametrize("seed", [1, 2])

@@ -25,12 +25,13 @@ from fastrfm.solvers.descent import Stage, follow
 from fastrfm.solvers.monitor import Iteration
 from fastrfm.solvers.placement import placed
 from fastrfm.solvers.runs import Outcome, run, settled_bounds
-from fastrfm.solvers.selection import Choice, Variant, choose, hold_out, scale_bounds
+from fastrfm.solvers.selection import LIMIT_STEPS, Choice, Variant, choose, hold_out, scale_bounds
 from fastrfm.solvers.side_information import SideInformation, check_in_memory
 from fastrfm.solvers.two_sided import solve_two_sided
 from fastrfm.splits import united
 
 _CHOICES_WITH_OUTLIERS = 3  # a fourth changed little on matrices with 5 % of gross errors, a third halved the error
+_NO_MISFIT = 1e-6  # of the values' root mean square, as of float32
 _NEARLY_EXACT = 0.15  # of the spread of values on a scale: a held-out error below it may be none at all
 
 
@@ -75,6 +76,11 @@ class AutomaticFit:
         assert choice is not None
         if keeper is not None:
             keeper.frame |= {"choice": _kept(choice), "n_choices": self._n_choices}
+        if not choice.schedule:
+            outcome = self._at_limit(observations, choice, callback, offsets)
+            if is_new:
+                outcome.history["seconds"] += perf_counter() - began - outcome.history["seconds"][-1]
+            return replace(outcome, bounds=bounds)
         variant = Variant.of(observations, choice.options, self._side, offsets)
         solved = follow(variant.work, choice.schedule, choice.options, callback, keeper)
         history = solved[2].history()
@@ -82,6 +88,20 @@ class AutomaticFit:
             history["seconds"] += perf_counter() - began - solved[2].seconds
         more = {"bounds": bounds, "selection": choice.selection, "history": history}
         return Outcome.of(observations, variant, "factored", choice.options, solved, **more)
+
+    def _at_limit(
+        self,
+        observations: RowBlocks,
+        choice: Choice,
+        callback: Callable[[Iteration], Any] | None,
+        offsets: Offsets | None,
+    ) -> Outcome:
+        """Run to the limit, with as many iterations as it was chosen with: more might be worse, and take long."""
+        options = replace(choice.options, max_iter=min(choice.options.max_iter, LIMIT_STEPS))
+        outcome = run(observations, options, self._side, callback, None, self._keeper, offsets)
+        is_cut = outcome.stop_reason == "max_iter" and options.max_iter < choice.options.max_iter
+        reason = "schedule" if is_cut else outcome.stop_reason
+        return replace(outcome, stop_reason=reason, options=choice.options, selection=choice.selection)
 
     def _takes_up(self) -> bool:
         """Return whether a checkpoint holds the state of this very fit, whose choice is then made already."""
@@ -135,6 +155,11 @@ def _exact(
     solved = solve_two_sided(work, options_of_try(exact), callback, None, PATIENCE)
     if not is_answer(solved[2], variant.work.norm):
         return None
+    # At a rank that is given noise is an answer too, but weights and outliers make no difference to it.
+    needs_more = exact.huber is not None or exact.count_power > 0.0 or observations.is_weighted
+    misfit, scale = solved[2].history()["masked_rmse"][-1], variant.work.norm / np.sqrt(observations.n_observed)
+    if needs_more and misfit > _NO_MISFIT * scale:
+        return None
     return Outcome.of(observations, variant, "two-sided", exact, solved)
 
 
@@ -158,8 +183,8 @@ def with_validation(observations: RowBlocks, validation: Observations) -> tuple[
 
 
 def _kept(choice: Choice) -> dict[str, Any]:
-    options = {name: getattr(choice.options, name) for name in ("agop_power", "ridge", "offsets", "implicit")}
-    stages = np.array([list(asdict(stage).values()) for stage in choice.schedule])
+    options = {name: getattr(choice.options, name) for name in ("agop_power", "ridge", "offsets", "implicit", "tol")}
+    stages = np.array([list(asdict(stage).values()) for stage in choice.schedule]).reshape(-1, 3)
     return {"options": options, "stages": stages, "selection": vars(choice.selection)}
 
 

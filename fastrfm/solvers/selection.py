@@ -4,14 +4,18 @@
    at power 1/4, where the penalty is convex, from the ridge that leaves nothing, halved until the held-out error rises.
 2. From the best place on it, each power climbs to its best ridge by smaller factors. Beyond 1/4 local minima depend on
    the way in: one starts with the directions that the convex penalty found, and raises the ridge.
-3. ``descent.follow`` repeats the best way on all entries; the number of iterations is part of what was chosen.
+3. Where most of the spread was predicted noise is small, and descents are left too early: fits go to their limit, at
+   one ridge after the other, first at power ½, whose iterations are the cheapest.
+4. ``descent.follow`` repeats the best way on all entries, the number of iterations is part of what was chosen; a limit
+   is run to like any other.
 
 Nothing but observed entries is looked at. Flow: ``completion`` asks for a ``Choice``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 
@@ -19,13 +23,16 @@ import numpy as np
 
 from fastrfm._interrupt import check
 from fastrfm.blocks import RowBlocks, drawn
+from fastrfm.errors import RankWarning
 from fastrfm.kernels.residual import predict_pairs
 from fastrfm.observations import Observations
 from fastrfm.options import AUTO, FACTORED_POWER, CompletionOptions
 from fastrfm.results import Offsets, Selection
 from fastrfm.solvers.checkpoint import Checkpoint
 from fastrfm.solvers.count_scales import count_scales, rescaled
+from fastrfm.solvers.dense import solve_dense
 from fastrfm.solvers.descent import Descent, Stage
+from fastrfm.solvers.factored import solve_factored
 from fastrfm.solvers.journal import Journal
 from fastrfm.solvers.offsets import fit_offsets
 from fastrfm.solvers.outliers import huber_losses
@@ -46,6 +53,14 @@ _PATIENCE = 4  # times as many iterations a stage where entries have weights: th
 _SMALLEST_RIDGE = 1e-6  # of the first one
 _HOPELESS, _HOPELESS_SHARE = 1.1, 0.9  # a scout this much worse than the best, at so large a share of its rank
 _WORTH = 1e-4  # relative improvement for which it is worth going on
+# Noise that is small: of the spread of the entries held out, or of values on a scale.
+_QUIET, _QUIET_ON_A_SCALE = 0.5, 0.15
+LIMIT_STEPS, _LIMIT_TOL = 300, 1e-3
+_LIMIT_WORK = 5e8  # entries times iterations, half a minute or so: beyond it the search is content with what it has
+_DENSE_SIDE = 200  # up to which an iteration of the dense form, whose limits are the better ones, costs no more
+# Singular values at which the first of these fits shrinks by half, over those of the base; from one fit to the next;
+# and around the best.
+_LIMIT_ABOVE, _LIMIT_FACTOR, _LIMIT_NEAR, _LEAST_SIZE = 8.0, 0.25, 0.5, 1e-9
 # Around what nothing at all predicts a rise does not end a scout: with weights far apart the first directions are those
 # of single entries.
 _BEGUN = 0.01
@@ -117,7 +132,7 @@ class Choice:
     options : CompletionOptions
         With nothing left to choose.
     schedule : tuple of Stage
-        The way to the chosen fit.
+        The way to the chosen fit; empty for the limit of the options.
     selection : Selection
     """
 
@@ -200,6 +215,8 @@ def choose(
             break
     if given == AUTO and search.best().options.agop_power == FACTORED_POWER:
         search.climb(FACTORED_POWER)
+    if search.is_quiet():
+        search.go_to_limits(POWERS[::-1] if given == AUTO else [float(given)])
     search.journal.close()
     return search.choice()
 
@@ -240,6 +257,7 @@ class _Search:
         weights = self.held_out.entry_weights
         self._weights = weights / weights.mean()
         self._variants: dict[tuple[bool, int], Variant] = {}
+        self._n_limit_steps = 0
 
     # --- fits -------------------------------------------------------------------------------------------------
 
@@ -266,22 +284,35 @@ class _Search:
             predicted = self._predicted_after(stage, options, descent)
             base = None if self.base_descent is None else (self.n_base, self.base_descent)
             self.journal.note(predicted, perf_counter() - self._start, stage.n_iter, descent, base)
-        square = self._losses(predicted)
-        error = self._error(predicted)
         settled = replace(options, agop_power=stage.agop_power, ridge=stage.ridge)
-        fit = _Fit(settled, schedule, error, descent.rank, predicted)
+        n_iter, seconds = sum(part.n_iter for part in schedule), self.journal.seconds[n]
+        return self._noted(settled, schedule, predicted, descent.rank, n_iter, seconds, is_new=is_new)
+
+    def _noted(
+        self,
+        options: CompletionOptions,
+        schedule: tuple[Stage, ...],
+        predicted: np.ndarray,
+        rank: int,
+        n_iter: int,
+        seconds: float,
+        *,
+        is_new: bool = True,
+    ) -> _Fit:
+        square, error = self._losses(predicted), self._error(predicted)
+        fit = _Fit(options, schedule, error, rank, predicted)
         self.fits.append(fit)
         self.notes.append(
             {
-                "agop_power": stage.agop_power,
-                "ridge": stage.ridge,
+                "agop_power": float(options.agop_power),
+                "ridge": float(options.ridge),
                 "offsets": bool(options.offsets),
                 "implicit": int(options.implicit),
-                "rank": descent.rank,
+                "rank": rank,
                 "rmse": error,
                 "standard_error": float(square.std() / np.sqrt(square.size)),
-                "n_iter": sum(part.n_iter for part in schedule),
-                "seconds": self.journal.seconds[n],
+                "n_iter": n_iter,
+                "seconds": seconds,
             }
         )
         if self.progress is not None and is_new:
@@ -294,7 +325,7 @@ class _Search:
         for _ in range(stage.n_iter):
             check()
             descent.step(stage.agop_power, stage.ridge, smoothing)
-        return self.predict(self.variant(options), descent)
+        return self.predict(self.variant(options), descent.factors())
 
     def _error(self, predicted: np.ndarray) -> float:
         return float(np.sqrt(np.mean(self._losses(predicted))))
@@ -304,8 +335,8 @@ class _Search:
         residuals, huber = predicted - self._values, self.options.huber
         return np.asarray(self._weights * (np.square(residuals) if huber is None else huber_losses(residuals, huber)))
 
-    def predict(self, variant: Variant, descent: Descent) -> np.ndarray:
-        left, right = variant.factors(*descent.factors())
+    def predict(self, variant: Variant, factors: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        left, right = variant.factors(*factors)
         predicted = np.empty(self._rows.size)
         predict_pairs(self._rows, self._cols, left, right, predicted)
         if variant.offsets is not None:
@@ -325,7 +356,7 @@ class _Search:
         factor, n_steps = _SCOUT_FACTOR, _SCOUT_STEPS
         if self.base is not None and options.offsets == self.base.options.offsets:
             ridge, factor, n_steps = _NEAR * self.base.options.ridge, _NEAR_FACTOR, _NEAR_STEPS
-        nothing = self._error(self.predict(self.variant(options), descent))
+        nothing = self._error(self.predict(self.variant(options), descent.factors()))
         schedule: tuple[Stage, ...] = ()
         least = np.inf
         while ridge > _SMALLEST_RIDGE * first:
@@ -375,6 +406,59 @@ class _Search:
             if fit.error > least * (1.0 + _WORTH) or descent.rank == 0:
                 return n_best
             ridge *= factor
+
+    # --- limits -----------------------------------------------------------------------------------------------
+
+    def is_quiet(self) -> bool:
+        """Return whether most of the spread was predicted, so that noise is small."""
+        mean = np.average(self._values, weights=self._weights)
+        spread = float(np.sqrt(np.average(np.square(self._values - mean), weights=self._weights)))
+        share = _QUIET if scale_bounds(self.kept) is None else _QUIET_ON_A_SCALE
+        return self.best().error < share * spread
+
+    def go_to_limits(self, powers: Sequence[float]) -> None:
+        """Fit to the limit at sizes of singular values that fall until the error rises, then around the best.
+
+        A direction of the size σ has the weight w σ^(4α) in the penalty, w the mean weight: for all powers the best
+        size is about the same, and only the first looks for it; so it is with offsets and without.
+        """
+        assert self.base is not None and self.base_descent is not None
+        before, options = np.inf, self.best().options
+        size = _LIMIT_ABOVE * float(self.base.options.ridge) / self.base_descent.observations.mean_weight
+        least_size, best_size = _LEAST_SIZE * self.base_descent.observations.norm, size
+        while size > least_size and self._may_go_on():
+            error = self._limit(options, powers[0], size)
+            if error > before * (1.0 + _WORTH):
+                break
+            before, best_size, size = error, size, _LIMIT_FACTOR * size
+        if self.options.offsets == AUTO and self._may_go_on():
+            other = replace(options, offsets=not options.offsets)
+            if self._limit(other, powers[0], best_size) < before:
+                options = other
+        for power in powers:
+            for factor in (1.0, _LIMIT_NEAR, 1.0 / _LIMIT_NEAR):
+                if (power != powers[0] or factor != 1.0) and self._may_go_on():
+                    self._limit(options, power, factor * best_size)
+
+    def _may_go_on(self) -> bool:
+        """Return whether one more fit is not too much."""
+        return self.kept.n_observed * (self._n_limit_steps + LIMIT_STEPS) <= _LIMIT_WORK
+
+    def _limit(self, base: CompletionOptions, power: float, size: float) -> float:
+        check()
+        variant = self.variant(base)
+        ridge = variant.work.mean_weight * size ** (4.0 * power)
+        tol = _LIMIT_TOL if self.options.tol is None else self.options.tol
+        is_dense = base.method == AUTO and base.rank is None and min(variant.work.shape) <= _DENSE_SIDE
+        options = replace(base, method="dense" if is_dense else "factored", agop_power=power, ridge=ridge, tol=tol)
+        solver, work = solve_dense if is_dense else solve_factored, placed(variant.work, options.device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RankWarning)  # in the end it is seen again
+            left, right, monitor = solver(work, replace(options, max_iter=min(options.max_iter, LIMIT_STEPS)))
+        predicted = self.predict(variant, (left, right))
+        seconds = perf_counter() - self._start
+        self._n_limit_steps += monitor.n_iter
+        return self._noted(options, (), predicted, left.shape[1], monitor.n_iter, seconds).error
 
     # --- the end ----------------------------------------------------------------------------------------------
 
