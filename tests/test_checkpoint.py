@@ -310,6 +310,22 @@ def test_a_killed_search_goes_on_to_the_same_choice(monkeypatch, tmp_path, name)
 
 
 @pytest.mark.compiled_only
+def test_a_killed_refit_keeps_the_method_that_was_chosen(monkeypatch, tmp_path):
+    monkeypatch.setattr("fastrfm.solvers.selection._DENSE_SIZE", 1000)  # what "auto" takes by itself is another one
+    observations, options, counted, path = noisy(), SEARCHES["ridge alone"], Counted(monkeypatch), tmp_path / "state.h5"
+    options = {**options, "rank": None, "agop_power": 0.5}
+    whole = counted(observations, options, checkpoint=tmp_path / "whole.h5", every=9)
+    assert whole.options["method"] == "factored" and whole.stop_reason == "converged"  # at a limit
+    counted.most = counted.n_written
+    with pytest.raises(Killed):
+        counted(observations, options, checkpoint=path, every=9)
+    counted.most = -1
+    assert_same(counted(observations, options, checkpoint=path, every=9, resume=True), whole)
+    with pytest.raises(InputError, match="bounds"):
+        counted(observations, options, checkpoint=path, every=9, resume=True, bounds=(0.0, 1.0))
+
+
+@pytest.mark.compiled_only
 def test_a_search_that_is_killed_again_and_again_ends(monkeypatch, tmp_path):
     observations, options, counted, path = noisy(), SEARCHES["everything"], Counted(monkeypatch), tmp_path / "state.h5"
     whole, counted.most, n_runs = counted(observations, options), 2, 0

@@ -232,6 +232,8 @@ def test_outliers_are_not_overlooked_where_the_rank_is_given():
     assert complete(observations, **options).options["method"] == "two-sided"  # which knows neither
     assert complete(observations, huber=1.345, **options).options["method"] == "factored"
     assert complete(weighted, **options).options["method"] == "factored"
+    stopped = complete(weighted, callback=lambda seen: seen.iteration == 5, **options)
+    assert stopped.stop_reason == "callback" and stopped.n_iter == 5
     exact = Observations.from_dense(np.where(np.isfinite(shown), truth, np.nan))
     assert complete(exact, huber=1.345, **options).options["method"] == "two-sided"
 

@@ -1,7 +1,7 @@
 """Completion with options to choose: is the matrix exactly of low rank? If not, choose on entries held out, and refit.
 
 Flow: ``completion`` -> here -> ``two_sided`` (exact data), or ``selection`` and ``descent``. With a checkpoint the
-search goes on after a kill, to the same choice, and so does the refit.
+search goes on after a kill, to the same choice (its fits to a limit anew), and so does the refit.
 """
 
 from __future__ import annotations
@@ -156,9 +156,10 @@ def _exact(
     if not is_answer(solved[2], variant.work.norm):
         return None
     # At a rank that is given noise is an answer too, but weights and outliers make no difference to it.
+    is_stopped = solved[2].stop_reason == "callback"
     needs_more = exact.huber is not None or exact.count_power > 0.0 or observations.is_weighted
     misfit, scale = solved[2].history()["masked_rmse"][-1], variant.work.norm / np.sqrt(observations.n_observed)
-    if needs_more and misfit > _NO_MISFIT * scale:
+    if needs_more and not is_stopped and misfit > _NO_MISFIT * scale:
         return None
     return Outcome.of(observations, variant, "two-sided", exact, solved)
 
@@ -183,7 +184,8 @@ def with_validation(observations: RowBlocks, validation: Observations) -> tuple[
 
 
 def _kept(choice: Choice) -> dict[str, Any]:
-    options = {name: getattr(choice.options, name) for name in ("agop_power", "ridge", "offsets", "implicit", "tol")}
+    names = ("method", "agop_power", "ridge", "offsets", "implicit", "tol")
+    options = {name: getattr(choice.options, name) for name in names}
     stages = np.array([list(asdict(stage).values()) for stage in choice.schedule]).reshape(-1, 3)
     return {"options": options, "stages": stages, "selection": vars(choice.selection)}
 

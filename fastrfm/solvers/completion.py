@@ -187,6 +187,9 @@ def complete(
         if checkpoint is not None:
             about = {**options.as_dict(), "start": digest_of_result(start), "observations": digest(observations)}
             about["agop_power"] = digest_of_power(options.agop_power)
+            about["bounds"] = (
+                options.bounds if isinstance(options.bounds, str | None) else list(map(float, options.bounds))
+            )
             about["side"] = side.digest() if side else ""
             about["validation"] = "" if is_held is None else digest_of_mask(is_held)
             keeper = Checkpoint.open(checkpoint, every, about, resume=resume)

@@ -14,6 +14,7 @@ Nothing but observed entries is looked at. Flow: ``completion`` asks for a ``Cho
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -56,8 +57,10 @@ _WORTH = 1e-4  # relative improvement for which it is worth going on
 # Noise that is small: of the spread of the entries held out, or of values on a scale.
 _QUIET, _QUIET_ON_A_SCALE = 0.5, 0.15
 LIMIT_STEPS, _LIMIT_TOL = 300, 1e-3
-_LIMIT_WORK = 5e8  # entries times iterations, half a minute or so: beyond it the search is content with what it has
-_DENSE_SIDE = 200  # up to which an iteration of the dense form, whose limits are the better ones, costs no more
+# Entries times iterations, half a minute or so, and fits that must have room: beyond it the search is content with
+# what it has.
+_LIMIT_WORK, _LEAST_LIMITS = 5e8, 4
+_DENSE_SIZE = 50_000  # of the matrix, up to which the dense form, whose limits are the better ones, costs no more
 # Singular values at which the first of these fits shrinks by half, over those of the base; from one fit to the next;
 # and around the best.
 _LIMIT_ABOVE, _LIMIT_FACTOR, _LIMIT_NEAR, _LEAST_SIZE = 8.0, 0.25, 0.5, 1e-9
@@ -411,10 +414,9 @@ class _Search:
 
     def is_quiet(self) -> bool:
         """Return whether most of the spread was predicted, so that noise is small."""
-        mean = np.average(self._values, weights=self._weights)
-        spread = float(np.sqrt(np.average(np.square(self._values - mean), weights=self._weights)))
+        mean = np.full(self._values.size, np.average(self._values, weights=self._weights))
         share = _QUIET if scale_bounds(self.kept) is None else _QUIET_ON_A_SCALE
-        return self.best().error < share * spread
+        return self.best().error < share * self._error(mean)
 
     def go_to_limits(self, powers: Sequence[float]) -> None:
         """Fit to the limit at sizes of singular values that fall until the error rises, then around the best.
@@ -423,6 +425,8 @@ class _Search:
         size is about the same, and only the first looks for it; so it is with offsets and without.
         """
         assert self.base is not None and self.base_descent is not None
+        if self.kept.n_observed * _LEAST_LIMITS * LIMIT_STEPS > _LIMIT_WORK:
+            return
         before, options = np.inf, self.best().options
         size = _LIMIT_ABOVE * float(self.base.options.ridge) / self.base_descent.observations.mean_weight
         least_size, best_size = _LEAST_SIZE * self.base_descent.observations.norm, size
@@ -449,7 +453,7 @@ class _Search:
         variant = self.variant(base)
         ridge = variant.work.mean_weight * size ** (4.0 * power)
         tol = _LIMIT_TOL if self.options.tol is None else self.options.tol
-        is_dense = base.method == AUTO and base.rank is None and min(variant.work.shape) <= _DENSE_SIDE
+        is_dense = base.method == AUTO and base.rank is None and math.prod(variant.work.shape) <= _DENSE_SIZE
         options = replace(base, method="dense" if is_dense else "factored", agop_power=power, ridge=ridge, tol=tol)
         solver, work = solve_dense if is_dense else solve_factored, placed(variant.work, options.device)
         with warnings.catch_warnings():
