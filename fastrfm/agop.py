@@ -127,9 +127,8 @@ def penalty(singular_values: np.ndarray, agop_power: Power, smoothing: float) ->
     """
     sigma = np.atleast_1d(np.asarray(singular_values, dtype=np.float64))
     if not callable(agop_power):
-        return float(
-            _penalties(sigma / smoothing, 2.0 - 4.0 * agop_power).sum() * smoothing ** (2.0 - 4.0 * agop_power)
-        )
+        power = 2.0 - 4.0 * agop_power
+        return float(_penalties(sigma / smoothing, power).sum() * smoothing**power)
     from scipy.integrate import quad
 
     def slope(log_ratio: float) -> float:  # t = ε sinh(s): decades of σ/ε are covered evenly

@@ -89,7 +89,9 @@ class Journal:
         self._n_iter += n_iter
         if self.keeper is None or self._n_iter < self.keeper.every:
             return
-        descents = {"last": (len(self.predicted) - 1, descent), **({} if base is None else {"base": base})}
+        descents = {"last": (len(self.predicted) - 1, descent)}
+        if base is not None and base[1] is not descent:
+            descents["base"] = base
         self.keeper.frame[_SEARCH] = {
             "predicted": np.array(self.predicted),
             "ranks": self.ranks,
